@@ -1,0 +1,251 @@
+//! What controller and hosts tell each other: which jobs a host is to run, and how they fare.
+//!
+//! [`HostJob`] and [`ActiveJob`] are the original's host API (port 1113). The rest is new: a host
+//! follows a stream of [`Assignment`]s and answers with [`JobReport`]s. Both sides may be restarted
+//! at any moment and say everything again, so all of it is idempotent.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use types::{Exit, HealthCheck, HostId, JobId, Resources, Timestamp, Tty};
+
+/// A job as a host runs it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostJob {
+    /// `HOST-UUID`.
+    pub id: String,
+    /// Layers of the root file system, bottom first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mountspecs: Vec<Mountspec>,
+    /// `flynn-controller.app`, `.app_name`, `.release`, `.type` and `.formation`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    pub resources: Resources,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub partition: String,
+    #[serde(default)]
+    pub config: ContainerConfig,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
+}
+
+impl HostJob {
+    pub const APP: &str = "flynn-controller.app";
+    pub const APP_NAME: &str = "flynn-controller.app_name";
+    pub const RELEASE: &str = "flynn-controller.release";
+    pub const TYPE: &str = "flynn-controller.type";
+    pub const FORMATION: &str = "flynn-controller.formation";
+
+    pub fn job_id(&self) -> Option<JobId> {
+        self.id.parse::<types::JobRef>().ok().map(|reference| reference.job)
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mountspec {
+    /// `erofs` for this platform's layers.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// The layer's digest.
+    #[serde(default)]
+    pub id: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub url: String,
+    #[serde(default)]
+    pub size: i64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hashes: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tty: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<types::Mount>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<HostPort>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub working_dir: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_network: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disable_log: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linux_capabilities: Option<Vec<String>>,
+    /// Additions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty_size: Option<Tty>,
+    /// The process starts only when somebody has attached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wait_for_attach: bool,
+    /// Seconds between SIGTERM and SIGKILL.
+    #[serde(default)]
+    pub stop_timeout: u32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostPort {
+    #[serde(default)]
+    pub port: u16,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub proto: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<HostService>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostService {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub create: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<HealthCheck>,
+}
+
+/// `ActiveJob.status` on the wire: an integer, 0 left out.
+pub mod status {
+    pub const STARTING: u8 = 0;
+    pub const RUNNING: u8 = 1;
+    pub const DONE: u8 = 2;
+    pub const CRASHED: u8 = 3;
+    pub const FAILED: u8 = 4;
+}
+
+/// A job of a host with what became of it: `GET /host/jobs`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ActiveJob {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<HostJob>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<HostId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub internal_ip: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force_stop: bool,
+    #[serde(default, skip_serializing_if = "is_starting")]
+    pub status: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_status: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// `GET /host/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostStatus {
+    pub id: HostId,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    pub pid: u32,
+    pub url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discoverd: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<serde_json::Value>,
+    pub version: String,
+    #[serde(default)]
+    pub flags: Vec<String>,
+}
+
+/// `POST /attach` on a host; `flags` are the bits in [`crate::attach::flag`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AttachReq {
+    #[serde(default)]
+    pub job_id: String,
+    #[serde(default)]
+    pub flags: u8,
+    #[serde(default)]
+    pub height: u16,
+    #[serde(default)]
+    pub width: u16,
+}
+
+/// One message of `GET /internal/hosts/:host/assignments` (a server-sent event each).
+///
+/// After connecting, all jobs of the host are named, then `Current`: what the host runs and was not
+/// named by then is surplus and is stopped. Later messages name what changed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Assignment {
+    /// This job is to run. Named again with the same content when nothing changed.
+    Run { job: Box<HostJob> },
+    /// This job is to end: SIGTERM now, SIGKILL after its grace. Routers have let go of it.
+    Stop { job: JobId },
+    /// Stays as it is until drained: an `up` job that takes no new requests. Not to be signalled yet.
+    Drain { job: JobId },
+    /// The end of the first list.
+    Current,
+}
+
+/// `PUT /internal/hosts/:host`: a host says that it is there, at least once a second.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Where its host API answers.
+    pub addr: String,
+    pub tags: BTreeMap<String, String>,
+    pub memory_bytes: i64,
+    pub cpu_milli: i64,
+    pub gateway: Option<IpAddr>,
+    pub version: String,
+    pub started_at: Timestamp,
+}
+
+/// `POST /internal/hosts/:host/jobs/:job`: what became of a job. Sent again until answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobReport {
+    pub state: ReportedState,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// When it happened, by the host's clock.
+    pub at: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportedState {
+    /// The container runs; not healthy yet where it has a check.
+    Starting,
+    Up,
+    /// Up, but its last health checks failed.
+    Unhealthy,
+    Down { exit: Exit },
+    /// The host stopped it since it never became healthy, then it went down.
+    NeverHealthy { why: String, exit: Exit },
+}
+
+/// `POST /internal/routers/:router`: which table a router serves by and what it still has in flight
+/// on backends that left it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RouterReport {
+    pub generation: u64,
+    /// Requests in flight by backend address, for backends that are no longer in the table.
+    #[serde(default)]
+    pub in_flight: BTreeMap<String, u64>,
+}
+
+fn is_starting(status: &u8) -> bool {
+    *status == status::STARTING
+}

@@ -1,0 +1,132 @@
+//! Whom a client trusts: a certificate named by its pin, a cluster's own CA, or the system's bundle.
+
+use std::{path::Path, sync::Arc};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+};
+use sha2::{Digest, Sha256};
+
+/// Where Debian, and most others, keep the authorities that the machine trusts.
+const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// How a server proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// Base64 of the SHA-256 of the server's certificate (DER): exactly this one.
+    Pin(String),
+    /// Certificates signed by these authorities, PEM.
+    Authorities(String),
+    /// What the machine trusts.
+    System,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    #[error("the TLS pin {0:?} is not the base64 of a SHA-256")]
+    BadPin(String),
+    #[error("no certificate could be read from {0}")]
+    NoCertificates(String),
+}
+
+/// The pin of a certificate, as `flynn cluster add -p` takes it.
+pub fn pin(certificate: &CertificateDer<'_>) -> String {
+    BASE64_STANDARD.encode(Sha256::digest(certificate))
+}
+
+/// The pin of the first certificate in a PEM text.
+pub fn pin_of_pem(pem: &str) -> Option<String> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|certificate| pin(&certificate))
+}
+
+pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("ring has the default protocol versions");
+    let roots = match trust {
+        Trust::Pin(text) => {
+            let bytes = BASE64_STANDARD.decode(text).ok().filter(|bytes| bytes.len() == 32);
+            let pin = bytes.ok_or_else(|| TrustError::BadPin(text.clone()))?;
+            let verifier = Arc::new(PinVerifier { pin, provider });
+            return Ok(builder
+                .dangerous()
+                .with_custom_certificate_verifier(verifier)
+                .with_no_client_auth());
+        }
+        Trust::Authorities(pem) => roots_of(pem.as_bytes(), "the given authorities")?,
+        Trust::System => {
+            let path = std::env::var("SSL_CERT_FILE").unwrap_or_else(|_| SYSTEM_BUNDLE.to_owned());
+            let pem = std::fs::read(Path::new(&path)).map_err(|_| TrustError::NoCertificates(path.clone()))?;
+            roots_of(&pem, &path)?
+        }
+    };
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn roots_of(pem: &[u8], source: &str) -> Result<RootCertStore, TrustError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).flatten());
+    if roots.is_empty() { Err(TrustError::NoCertificates(source.to_owned())) } else { Ok(roots) }
+}
+
+/// Accepts one certificate, whatever name, authority and dates it has. The handshake's signature is
+/// still checked: the server must hold that certificate's key.
+#[derive(Debug)]
+struct PinVerifier {
+    pin: Vec<u8>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if Sha256::digest(end_entity).as_slice() == self.pin {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(rustls::Error::General("the server's certificate is not the pinned one".into()))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

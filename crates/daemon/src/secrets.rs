@@ -1,0 +1,150 @@
+//! The cluster's keys, its certificate authority and its certificate, made once and kept.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+
+use crate::{
+    auth::{Keys, Principal},
+    files,
+};
+
+#[derive(Clone)]
+pub struct Secrets {
+    /// What users give: `flynn cluster add … KEY`.
+    pub controller_key: String,
+    /// What the platform's parts give each other.
+    pub internal_key: String,
+    pub tls: TlsFiles,
+}
+
+/// PEM texts.
+#[derive(Clone)]
+pub struct TlsFiles {
+    pub ca_cert: String,
+    /// For the cluster's domain and everything one level below it.
+    pub cert: String,
+    pub key: String,
+}
+
+impl Secrets {
+    /// Reads what is in `directory` and makes what lacks. The certificate is made anew when it is
+    /// for another domain than `domain`; its authority stays.
+    pub fn open(directory: &Path, domain: &str) -> Result<Secrets> {
+        files::create_private_dir(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(Secrets {
+            controller_key: key_file(&directory.join("controller.key"))?,
+            internal_key: key_file(&directory.join("internal.key"))?,
+            tls: tls_files(directory, domain)?,
+        })
+    }
+
+    pub fn keys(&self) -> Keys {
+        Keys::new([
+            (self.controller_key.as_str(), Principal::User),
+            (self.internal_key.as_str(), Principal::Internal),
+        ])
+    }
+}
+
+/// 128 random bits in hex, the form of the original's keys.
+pub fn random_key() -> String {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).expect("the kernel has random numbers");
+    hex::encode(bytes)
+}
+
+fn key_file(path: &Path) -> Result<String> {
+    if let Some(key) = files::read_if_exists(path)? {
+        let key = key.trim();
+        if key.len() >= 16 {
+            return Ok(key.to_owned());
+        }
+    }
+    let key = random_key();
+    files::write_atomic(path, format!("{key}\n").as_bytes(), 0o600)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(key)
+}
+
+fn tls_files(directory: &Path, domain: &str) -> Result<TlsFiles> {
+    let read = |name: &str| files::read_if_exists(&directory.join(name));
+    let write = |name: &str, text: &str, mode| {
+        files::write_atomic(&directory.join(name), text.as_bytes(), mode)
+            .with_context(|| format!("cannot write {name} in {}", directory.display()))
+    };
+    let (ca_cert, ca_key) = match (read("ca.pem")?, read("ca.key")?) {
+        (Some(cert), Some(key)) => (cert, KeyPair::from_pem(&key).context("ca.key is damaged")?),
+        _ => {
+            let key = KeyPair::generate()?;
+            let cert = ca_params().self_signed(&key)?.pem();
+            write("ca.key", &key.serialize_pem(), 0o600)?;
+            write("ca.pem", &cert, 0o644)?;
+            (cert, key)
+        }
+    };
+    if let (Some(cert), Some(key), Some(made_for)) =
+        (read("cluster.pem")?, read("cluster.key")?, read("cluster.domain")?)
+        && made_for.trim() == domain
+    {
+        return Ok(TlsFiles { ca_cert, cert, key });
+    }
+    let issuer = Issuer::from_ca_cert_pem(&ca_cert, ca_key).context("ca.pem is damaged")?;
+    let key = KeyPair::generate()?;
+    let cert = leaf_params(domain)?.signed_by(&key, &issuer)?.pem();
+    write("cluster.key", &key.serialize_pem(), 0o600)?;
+    write("cluster.pem", &cert, 0o644)?;
+    write("cluster.domain", domain, 0o600)?;
+    Ok(TlsFiles { ca_cert, cert, key: key.serialize_pem() })
+}
+
+/// The original's names and its five years; keys are P-256 instead of RSA, which signs faster.
+fn ca_params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::OrganizationName, "Flynn");
+    params.distinguished_name.push(DnType::CommonName, "Flynn cluster authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set_validity(&mut params);
+    params
+}
+
+fn leaf_params(domain: &str) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(vec![domain.to_owned(), format!("*.{domain}")])
+        .with_context(|| format!("no certificate can be made for the domain {domain:?}"))?;
+    params.distinguished_name.push(DnType::OrganizationName, "Flynn");
+    params.distinguished_name.push(DnType::CommonName, domain);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    set_validity(&mut params);
+    Ok(params)
+}
+
+fn set_validity(params: &mut CertificateParams) {
+    let now = std::time::SystemTime::now();
+    // An hour back, for clients whose clocks are behind.
+    params.not_before = (now - std::time::Duration::from_secs(3600)).into();
+    params.not_after = (now + std::time::Duration::from_secs(5 * 365 * 24 * 3600)).into();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_made_once_and_the_certificate_follows_the_domain() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Secrets::open(dir.path(), "one.localhost").unwrap();
+        let again = Secrets::open(dir.path(), "one.localhost").unwrap();
+        assert_eq!(first.controller_key, again.controller_key);
+        assert_eq!(first.tls.cert, again.tls.cert);
+        let other = Secrets::open(dir.path(), "two.localhost").unwrap();
+        assert_eq!(other.tls.ca_cert, first.tls.ca_cert);
+        assert_ne!(other.tls.cert, first.tls.cert);
+        assert_ne!(first.controller_key, first.internal_key);
+    }
+}

@@ -1,0 +1,34 @@
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{HostId, Timestamp};
+
+/// What the cluster believes of a host. `Silent` keeps its first time: a second report of the same
+/// absence must not restart the wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostState {
+    Up,
+    Silent { since: Timestamp },
+}
+
+/// A machine that runs jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    pub id: HostId,
+    /// Where its host API answers, `IP:PORT`.
+    pub addr: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    pub state: HostState,
+    pub memory_bytes: i64,
+    pub cpu_milli: i64,
+    /// The address that jobs reach this host's name server and router by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    pub version: String,
+    pub created_at: Timestamp,
+    /// When the host's daemon last started: jobs that it does not know after that are lost.
+    pub started_at: Timestamp,
+}

@@ -1,0 +1,47 @@
+//! The nouns of the platform: apps, releases, jobs, deployments, routes, hosts, and the time.
+//!
+//! These are values without behaviour beyond parsing, printing and the rules that a single value
+//! must obey by itself. They serialise with the names that the HTTP contract uses, so the same
+//! struct is what the store keeps and what the API sends; where the two differ (a job, for
+//! example) the wire form lives in `api`.
+//!
+//! No I/O, no clock and no randomness here: times and ids are made by whoever proposes a change.
+
+mod app;
+mod artifact;
+mod deployment;
+mod event;
+mod formation;
+mod host;
+mod id;
+mod job;
+pub mod logline;
+mod name;
+mod process;
+mod release;
+mod resources;
+mod route;
+mod service;
+mod time;
+
+pub use app::{App, DEFAULT_DEPLOY_TIMEOUT_S, META_GC_RELEASES_MAX, Strategy};
+pub use artifact::{Artifact, ArtifactType, Digest, Entrypoint, ImageManifest, Layer, Platform, Rootfs};
+pub use deployment::{Deployment, DeploymentStatus};
+pub use event::{Event, ObjectType};
+pub use formation::{Formation, Processes, ScaleRequest, ScaleRequestState, Tags};
+pub use host::{Host, HostState};
+pub use id::{
+    AppId, ArtifactId, CertificateId, DeploymentId, HostId, IdError, JobId, JobRef, ReleaseId, RouteId,
+    ScaleRequestId,
+};
+pub use job::{Exit, Job, JobState, Mount, OneOff, StopReason, Tty};
+pub use name::{NameError, check_app_name, check_env_key, check_process_type};
+pub use process::{HealthCheck, Port, PortService, ProcessType, VolumeRequest};
+pub use release::Release;
+pub use resources::{ResourceLimit, Resources};
+pub use route::{Certificate, Route, RouteKind};
+pub use service::{Instance, ServiceMeta};
+pub use time::Timestamp;
+
+/// A table of rows by id that is cheap to clone, as state, snapshots and plans all hold one.
+pub type Table<K, V> = imbl::OrdMap<K, std::sync::Arc<V>>;
