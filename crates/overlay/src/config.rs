@@ -1,0 +1,231 @@
+//! What a cluster may call its own on this machine.
+//!
+//! Nothing here has a global name: several clusters live side by side when their prefix, table and subnet differ.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Subnet};
+
+/// Linux's limit for the name of an interface (IFNAMSIZ less the final zero).
+const INTERFACE_NAME_LENGTH_MAX: usize = 15;
+
+/// The smallest IPv4 MTU a host must be able to take (RFC 791 says 576; below it real stacks misbehave).
+const MTU_MIN: u32 = 576;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `fl0`: the gateway's interface has this name, a job's is `fl0-<slot>`.
+    pub interface_prefix: String,
+    /// Name of the nftables table (family inet), ours from first to last rule.
+    pub table: String,
+    /// Addresses of this host's jobs; the first is the gateway.
+    pub subnet: Subnet,
+    /// Of the jobs' interfaces; without it that of the interface with the default route.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// TCP ports of the router, reachable on the gateway's address.
+    #[serde(default)]
+    pub router_ports: Vec<u16>,
+    /// UDP and TCP, on the gateway's address.
+    #[serde(default = "dns_port_default")]
+    pub dns_port: u16,
+    /// TCP, on the gateway's address.
+    #[serde(default)]
+    pub discoverd_port: Option<u16>,
+    /// What else of the host jobs may reach.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+    /// Outside networks that jobs must not reach. Link-local is always among them: clouds serve the
+    /// machine's own credentials there.
+    #[serde(default)]
+    pub blocked: Vec<Subnet>,
+}
+
+fn dns_port_default() -> u16 {
+    53
+}
+
+/// One port of the host that jobs may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPort {
+    /// `None`: on every address of the host, for example the router on the public one.
+    pub address: Option<Ipv4Addr>,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Config {
+    /// A configuration with nothing but DNS open.
+    pub fn new(interface_prefix: impl Into<String>, table: impl Into<String>, subnet: Subnet) -> Config {
+        Config {
+            interface_prefix: interface_prefix.into(),
+            table: table.into(),
+            subnet,
+            mtu: None,
+            router_ports: Vec::new(),
+            dns_port: dns_port_default(),
+            discoverd_port: None,
+            host_ports: Vec::new(),
+            blocked: Vec::new(),
+        }
+    }
+
+    /// Names end up in an nft script and as file names under /proc/sys, so only harmless characters pass.
+    pub fn validate(&self) -> Result<(), Error> {
+        let invalid = |text: String| Err(Error::InvalidConfig(text));
+        let is_plain = |name: &str| {
+            name.starts_with(|c: char| c.is_ascii_lowercase())
+                && name
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        };
+        if !is_plain(&self.interface_prefix) || self.interface_prefix == "lo" {
+            return invalid(format!(
+                "interface prefix {:?} must be lower-case letters, digits and _, beginning with a letter",
+                self.interface_prefix
+            ));
+        }
+        if !is_plain(&self.table) || self.table.len() > 64 {
+            return invalid(format!(
+                "table name {:?} must be at most 64 lower-case letters, digits and _, beginning with a letter",
+                self.table
+            ));
+        }
+        if !(16..=28).contains(&self.subnet.prefix()) {
+            return invalid(format!("subnet {} must be between /16 and /28", self.subnet));
+        }
+        let longest = self.interface_name(self.subnet.job_slots().end - 1);
+        if longest.len() > INTERFACE_NAME_LENGTH_MAX {
+            return invalid(format!(
+                "interface prefix {:?} is too long: {longest} has more than {INTERFACE_NAME_LENGTH_MAX} characters",
+                self.interface_prefix
+            ));
+        }
+        if let Some(mtu) = self.mtu
+            && !(MTU_MIN..=65535).contains(&mtu)
+        {
+            return invalid(format!("mtu {mtu} must be between {MTU_MIN} and 65535"));
+        }
+        let mut ports = self
+            .router_ports
+            .iter()
+            .chain([&self.dns_port])
+            .chain(&self.discoverd_port)
+            .chain(self.host_ports.iter().map(|h| &h.port));
+        if ports.any(|port| *port == 0) {
+            return invalid("port 0 cannot be opened".into());
+        }
+        Ok(())
+    }
+
+    /// The host's end of the link of the job in `slot`.
+    pub fn interface_name(&self, slot: u32) -> String {
+        format!("{}-{slot}", self.interface_prefix)
+    }
+
+    /// The slot whose link has this name, if it is one of ours.
+    pub fn slot_of_interface(&self, name: &str) -> Option<u32> {
+        let slot = name
+            .strip_prefix(&self.interface_prefix)?
+            .strip_prefix('-')?
+            .parse()
+            .ok()?;
+        (self.interface_name(slot) == name).then_some(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config::new("fl0", "flynn_fl0", "100.100.0.0/22".parse().unwrap())
+    }
+
+    #[test]
+    fn an_interface_name_leads_back_to_its_slot_and_no_other_name_does() {
+        let config = config();
+        assert_eq!(config.slot_of_interface("fl0-12"), Some(12));
+        for name in ["fl0", "fl0-", "fl0-012", "fl01-12", "fl0-x", "eth0", "fl0-1-2"] {
+            assert_eq!(config.slot_of_interface(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_could_break_out_of_the_script_are_refused() {
+        for name in [
+            "",
+            "a b",
+            "x;y",
+            "x\"",
+            "é",
+            "../x",
+            "0a",
+            "lo",
+            "a\n",
+            "muchtoolongname",
+        ] {
+            assert!(
+                Config {
+                    interface_prefix: name.into(),
+                    ..config()
+                }
+                .validate()
+                .is_err(),
+                "{name}"
+            );
+        }
+        for name in ["", "a b", "x;y", "x\"", "t}", "a\n"] {
+            assert!(
+                Config {
+                    table: name.into(),
+                    ..config()
+                }
+                .validate()
+                .is_err(),
+                "{name}"
+            );
+        }
+        config().validate().unwrap();
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        for subnet in ["100.0.0.0/8", "100.100.0.0/29"] {
+            assert!(
+                Config {
+                    subnet: subnet.parse().unwrap(),
+                    ..config()
+                }
+                .validate()
+                .is_err()
+            );
+        }
+        assert!(
+            Config {
+                mtu: Some(100),
+                ..config()
+            }
+            .validate()
+            .is_err()
+        );
+        assert!(
+            Config {
+                router_ports: vec![0],
+                ..config()
+            }
+            .validate()
+            .is_err()
+        );
+    }
+}

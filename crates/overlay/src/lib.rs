@@ -1,0 +1,49 @@
+//! Gives each job of this host an address and decides what it may reach.
+//!
+//! ```text
+//!   job a1 (app a)        job a2 (app a)        job b1 (app b)
+//!   eth0 100.100.0.2/32   eth0 100.100.0.3/32   eth0 100.100.0.4/32
+//!        |                     |                     |
+//!   fl0-2 (group a)       fl0-3 (group a)       fl0-4 (group b)       veth ends on the host
+//!        `---------------------+---------------------'
+//!                   routing + table inet flynn_fl0
+//!                    /                         \
+//!         fl0 100.100.0.1/32                  uplink, masqueraded
+//!         (DNS, router, discovery)
+//! ```
+//!
+//! There is no bridge: every job hangs on a point-to-point link of its own, so every packet between
+//! two jobs is routed and passes the `forward` hook of the one nftables table made here.
+//!
+//! What a reader would get wrong:
+//! * **No rule and no set element belongs to a job.** A job's app is the *interface group* of its veth,
+//!   given in the same netlink message that makes the veth, and its right to a source address is its
+//!   route (`fib saddr . iif`). nftables is spoken to only when an app's first job comes or its last
+//!   goes, never per job.
+//! * `accept` in our table is not the last word: another table's base chain may still drop. [`Network::diagnose`]
+//!   says so; foreign tables are never touched.
+//! * The value that `ip_forward` had before is kept *in the kernel*, as the name of an empty chain, because it
+//!   must live exactly as long as the setting itself: a file would survive a reboot, which resets the setting.
+//!
+//! [`plan`] is pure: configuration and leases in, interfaces, routes and ruleset out. [`Network`] carries it out.
+//! Names are not resolved here and health is not checked here.
+
+mod attach;
+mod config;
+mod diagnose;
+mod error;
+mod lease;
+mod netlink;
+mod network;
+mod nft;
+pub mod plan;
+mod ruleset;
+mod subnet;
+
+pub use attach::Attached;
+pub use config::{Config, HostPort, Protocol};
+pub use diagnose::Finding;
+pub use error::Error;
+pub use lease::{Lease, Leases};
+pub use network::Network;
+pub use subnet::Subnet;

@@ -1,0 +1,410 @@
+//! Carries plans out: the only place where this crate changes the machine, besides [`crate::attach`].
+//!
+//! Every operation may be repeated, and each leaves a working state if the process dies in the middle: opening again
+//! finishes what was begun.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::{Mutex, MutexGuard};
+
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::InfoKind;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteType};
+use nix::errno::Errno;
+use tracing::{debug, info, warn};
+
+use crate::attach::{self, Namespace, on_own_thread};
+use crate::netlink::{self, Netlink};
+use crate::plan::{self, AppLink, Attachment, Plan};
+use crate::{Attached, Config, Error, Finding, Lease, Leases, Subnet, diagnose, nft, ruleset};
+
+/// Of the calling thread's network namespace.
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// Where there is no default route to take it from: Ethernet's.
+const MTU_DEFAULT: u32 = 1500;
+
+/// This host's network of jobs. All methods take `&self` and may run at the same time.
+pub struct Network {
+    config: Config,
+    mtu: u32,
+    wanted: Mutex<Wanted>,
+    /// Links between apps that the kernel has. Held while they are changed, so that changes come one after another.
+    links: tokio::sync::Mutex<BTreeSet<AppLink>>,
+}
+
+struct Wanted {
+    leases: Leases,
+    allowed: BTreeSet<(String, String)>,
+}
+
+impl Network {
+    /// Makes or repairs what the host needs, in the network namespace of the calling thread.
+    ///
+    /// `leases` are those of the jobs that still run, `allowed` the pairs (from, to) of apps that may talk besides.
+    /// Running jobs keep their connections.
+    pub async fn open(
+        config: Config,
+        leases: impl IntoIterator<Item = Lease>,
+        allowed: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Network, Error> {
+        config.validate()?;
+        let leases = Leases::new(config.subnet, leases)?;
+        let allowed = allowed.into_iter().collect();
+        let chains = nft::chains().await?;
+        let former = match former_ip_forward(&chains, &config.table) {
+            Some(former) => former,
+            None => read_ip_forward()?,
+        };
+        let plan = plan::plan(&config, &leases, &allowed, former);
+        let mtu = {
+            let (config, plan) = (config.clone(), plan.clone());
+            on_own_thread(move || prepare_host(&config, &plan)).await?
+        };
+        // Rules first, forwarding after: no moment in which the host forwards without them.
+        nft::run("making the table", &plan.ruleset).await?;
+        write_ip_forward(true)?;
+        let jobs: Vec<Attachment> = leases
+            .iter()
+            .map(|lease| plan::attachment(&config, lease, mtu))
+            .collect();
+        on_own_thread(move || repair_host_ends(&jobs)).await?;
+        info!(subnet = %config.subnet, gateway = %plan.gateway, mtu, jobs = leases.iter().count(), "network is open");
+        Ok(Network {
+            config,
+            mtu,
+            wanted: Mutex::new(Wanted { leases, allowed }),
+            links: tokio::sync::Mutex::new(plan.links),
+        })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Of the jobs' interfaces, in bytes.
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// An address for a new job of `app`. Changes nothing on the machine.
+    pub fn allocate(&self, app: &str) -> Result<Lease, Error> {
+        self.wanted().leases.allocate(app)
+    }
+
+    /// Gives back a lease whose job was never attached; after [`Network::attach`], call [`Network::detach`].
+    pub fn release(&self, lease: &Lease) -> bool {
+        self.wanted().leases.release(lease)
+    }
+
+    /// Every lease that is out, by slot.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.wanted().leases.iter().cloned().collect()
+    }
+
+    /// Connects the network namespace of process `pid`, which must not be our own.
+    ///
+    /// A job that is attached already is repaired, not disturbed. An unknown lease is taken note of, so that a job
+    /// found after a restart can be attached straight away.
+    pub async fn attach(&self, pid: u32, lease: &Lease) -> Result<Attached, Error> {
+        self.wanted().leases.adopt(lease)?;
+        let namespace = Namespace::of(pid)?;
+        let job = plan::attachment(&self.config, lease, self.mtu);
+        let (attached, linked) = tokio::join!(
+            on_own_thread(move || attach::attach(&namespace, &job)),
+            self.update_links()
+        );
+        linked?;
+        let attached = attached?;
+        debug!(slot = lease.slot, address = %lease.address, app = %lease.app, pid, ?attached, "job attached");
+        Ok(attached)
+    }
+
+    /// Forgets a job that has ended. Its link goes with its namespace; deleting it here would hold up the kernel's
+    /// network lock, and with it every job that is being attached, for 20 ms.
+    pub async fn detach(&self, lease: &Lease) -> Result<(), Error> {
+        self.wanted().leases.release(lease);
+        self.update_links().await
+    }
+
+    /// Lets jobs of `from` open connections to jobs of `to`.
+    pub async fn allow(&self, from: &str, to: &str) -> Result<(), Error> {
+        self.wanted().allowed.insert((from.into(), to.into()));
+        self.update_links().await
+    }
+
+    /// Takes [`Network::allow`] back. Connections that are open stay open.
+    pub async fn disallow(&self, from: &str, to: &str) -> Result<(), Error> {
+        self.wanted().allowed.remove(&(from.into(), to.into()));
+        self.update_links().await
+    }
+
+    /// Deletes links under our prefix that belong to no lease, and says which. For after a restart and now and then:
+    /// a link is left over only if something holds on to a dead job's namespace.
+    pub async fn sweep(&self) -> Result<Vec<String>, Error> {
+        let config = self.config.clone();
+        let leased: BTreeSet<u32> = self.wanted().leases.iter().map(|lease| lease.slot).collect();
+        let swept = on_own_thread(move || delete_job_links(&config, |slot| !leased.contains(&slot))).await?;
+        if !swept.is_empty() {
+            warn!(links = ?swept, "links without a job deleted");
+        }
+        Ok(swept)
+    }
+
+    /// What on this machine keeps jobs from reaching what they should; empty if nothing was found.
+    pub async fn diagnose(&self) -> Result<Vec<Finding>, Error> {
+        diagnose::diagnose(&self.config).await
+    }
+
+    /// Removes everything that a network of this configuration made, and nothing else. Needs no open network.
+    pub async fn teardown(config: &Config) -> Result<(), Error> {
+        config.validate()?;
+        let chains = nft::chains().await?;
+        let own = chains
+            .iter()
+            .filter(|chain| chain.family == "inet" && chain.table == config.table);
+        let former = own
+            .filter_map(|chain| ruleset::former_ip_forward(&chain.name))
+            .next();
+        let is_shared = chains
+            .iter()
+            .any(|chain| chain.table != config.table && ruleset::former_ip_forward(&chain.name).is_some());
+        // Forwarding ends before the rules do. Another cluster that still needs it remembers the same former value.
+        if let Some(former) = former
+            && !is_shared
+        {
+            write_ip_forward(former)?;
+        }
+        let owned = config.clone();
+        on_own_thread(move || remove_from_host(&owned)).await?;
+        let table = &config.table;
+        nft::run(
+            "removing the table",
+            &format!("add table inet {table}\ndelete table inet {table}\n"),
+        )
+        .await?;
+        info!(subnet = %config.subnet, "network is removed");
+        Ok(())
+    }
+
+    /// Brings the kernel's links in line with what is wanted *now*, whoever asked first.
+    async fn update_links(&self) -> Result<(), Error> {
+        let mut current = self.links.lock().await;
+        let wanted = {
+            let wanted = self.wanted();
+            plan::links(&wanted.leases, &wanted.allowed)
+        };
+        if *current != wanted {
+            nft::run(
+                "changing links",
+                &ruleset::change_links(&self.config, &current, &wanted),
+            )
+            .await?;
+            *current = wanted;
+        }
+        Ok(())
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().expect("nothing panics while it holds this")
+    }
+}
+
+/// Our own table knows best; else another cluster's, which came before us and changed the setting.
+fn former_ip_forward(chains: &[nft::Chain], table: &str) -> Option<bool> {
+    let remembered = |is_wanted: &dyn Fn(&nft::Chain) -> bool| {
+        chains
+            .iter()
+            .filter(|chain| is_wanted(chain))
+            .find_map(|chain| ruleset::former_ip_forward(&chain.name))
+    };
+    remembered(&|chain| chain.table == table).or_else(|| remembered(&|_| true))
+}
+
+fn read_ip_forward() -> Result<bool, Error> {
+    let text = fs::read_to_string(IP_FORWARD).map_err(Error::kernel(format!("reading {IP_FORWARD}")))?;
+    Ok(text.trim() != "0")
+}
+
+fn write_ip_forward(is_on: bool) -> Result<(), Error> {
+    // Writing the same value again would reset settings that hang on it, such as accept_redirects.
+    if read_ip_forward()? == is_on {
+        return Ok(());
+    }
+    fs::write(IP_FORWARD, if is_on { "1" } else { "0" })
+        .map_err(Error::kernel(format!("writing {IP_FORWARD}")))
+}
+
+/// Gateway interface, its address and the subnet's route. Returns the MTU that jobs shall have.
+fn prepare_host(config: &Config, plan: &Plan) -> Result<u32, Error> {
+    let doing = |what: &str| Error::kernel(format!("{what} {}", plan.gateway_interface));
+    let mut host = Netlink::open().map_err(doing("opening rtnetlink for"))?;
+    let (uses, mtu) = survey(config, &mut host).map_err(Error::kernel("looking at the machine's network"))?;
+    if let Some(by) = uses.into_iter().next() {
+        return Err(Error::SubnetInUse {
+            subnet: config.subnet,
+            by,
+        });
+    }
+    let name = &plan.gateway_interface;
+    let link = match host.link(name).map_err(doing("looking for"))? {
+        Some(link) => link,
+        None => {
+            create_gateway_interface(&mut host, name).map_err(doing("making"))?;
+            let link = host.link(name).map_err(doing("looking for"))?;
+            link.ok_or_else(|| doing("looking for")(Errno::ENODEV.into()))?
+        }
+    };
+    let kind = netlink::kind(&link);
+    if !matches!(kind, Some(InfoKind::Dummy | InfoKind::Bridge)) {
+        let kind = kind
+            .map(|kind| kind.to_string())
+            .unwrap_or_else(|| "physical".into());
+        return Err(Error::InterfaceInUse {
+            name: name.clone(),
+            kind,
+        });
+    }
+    let answers = host
+        .exchange([
+            netlink::up_without_ipv6(name),
+            netlink::add_address(link.header.index, plan.gateway),
+            netlink::add_unreachable(plan.unreachable),
+        ])
+        .map_err(doing("setting up"))?;
+    for answer in answers {
+        answer.map_err(doing("setting up"))?;
+    }
+    Ok(mtu)
+}
+
+/// A kernel may be built without dummies; a bridge without ports does the same.
+fn create_gateway_interface(host: &mut Netlink, name: &str) -> std::io::Result<()> {
+    match host.one(netlink::create_link(name, InfoKind::Dummy)) {
+        Err(error) if netlink::is(&error, Errno::EOPNOTSUPP) => {
+            host.one(netlink::create_link(name, InfoKind::Bridge)).map(drop)
+        }
+        other => other.map(drop),
+    }
+}
+
+/// Who else uses our subnet, and the MTU for jobs.
+///
+/// A wider network around ours (a VPN's 10.0.0.0/8, say) is no conflict: the narrower route, ours, wins.
+fn survey(config: &Config, host: &mut Netlink) -> std::io::Result<(Vec<String>, u32)> {
+    let links = host.links()?;
+    let name_of = |index: u32| {
+        links
+            .iter()
+            .find(|link| link.header.index == index)
+            .map(netlink::name)
+            .unwrap_or("?")
+            .to_string()
+    };
+    let is_ours = |name: &str| name == config.interface_prefix || config.slot_of_interface(name).is_some();
+    let mut uses = Vec::new();
+    for address in host.addresses()? {
+        let name = name_of(address.header.index);
+        let local = address.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(std::net::IpAddr::V4(local)) => Some(*local),
+            _ => None,
+        });
+        if let Some(local) = local
+            && config.subnet.contains(local)
+            && !is_ours(&name)
+        {
+            uses.push(format!("address {local} of {name}"));
+        }
+    }
+    let mut mtu = None;
+    for route in host.routes()? {
+        let oif = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        let name = oif.map(name_of).unwrap_or_default();
+        let destination = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(destination)) => Some(*destination),
+            _ => None,
+        });
+        let prefix = route.header.destination_prefix_length;
+        match destination {
+            None if prefix == 0 && route.header.address_family == AddressFamily::Inet => {
+                let link = links.iter().find(|link| Some(link.header.index) == oif);
+                mtu = mtu.or(link.and_then(netlink::mtu));
+            }
+            Some(destination) if config.subnet.contains(destination) && prefix >= config.subnet.prefix() => {
+                let is_our_unreachable =
+                    route.header.kind == RouteType::Unreachable && prefix == config.subnet.prefix();
+                if !is_ours(&name) && !is_our_unreachable {
+                    uses.push(format!("route {destination}/{prefix} by {name}"));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((uses, config.mtu.or(mtu).unwrap_or(MTU_DEFAULT)))
+}
+
+/// Routes to jobs vanish when the gateway's address does, since they name it as their source.
+fn repair_host_ends(jobs: &[Attachment]) -> Result<(), Error> {
+    let doing = || Error::kernel("repairing the links of running jobs");
+    let mut host = Netlink::open().map_err(doing())?;
+    for job in jobs {
+        let Some(link) = host.link(&job.host_interface).map_err(doing())? else {
+            continue;
+        };
+        let index = link.header.index;
+        let answers = host
+            .exchange([
+                netlink::set_group(index, job.group),
+                netlink::up_without_ipv6(&job.host_interface),
+                netlink::route_to_job(index, job.address, job.gateway),
+            ])
+            .map_err(doing())?;
+        for answer in answers {
+            match answer {
+                // The job ended while we looked.
+                Err(error) if netlink::is(&error, Errno::ENODEV) => {}
+                other => other.map(drop).map_err(doing())?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn delete_job_links(config: &Config, is_unwanted: impl Fn(u32) -> bool) -> Result<Vec<String>, Error> {
+    let doing = || Error::kernel("deleting links");
+    let mut host = Netlink::open().map_err(doing())?;
+    let mut deleted = Vec::new();
+    for link in host.links().map_err(doing())? {
+        let name = netlink::name(&link);
+        if netlink::kind(&link) == Some(InfoKind::Veth)
+            && config.slot_of_interface(name).is_some_and(&is_unwanted)
+        {
+            attach::delete(&mut host, link.header.index).map_err(doing())?;
+            deleted.push(name.to_string());
+        }
+    }
+    Ok(deleted)
+}
+
+fn remove_from_host(config: &Config) -> Result<(), Error> {
+    let doing = || Error::kernel(format!("removing {}", config.interface_prefix));
+    delete_job_links(config, |_| true)?;
+    let mut host = Netlink::open().map_err(doing())?;
+    if let Some(link) = host.link(&config.interface_prefix).map_err(doing())?
+        && matches!(netlink::kind(&link), Some(InfoKind::Dummy | InfoKind::Bridge))
+    {
+        attach::delete(&mut host, link.header.index).map_err(doing())?;
+    }
+    remove_unreachable(&mut host, config.subnet).map_err(doing())
+}
+
+fn remove_unreachable(host: &mut Netlink, subnet: Subnet) -> std::io::Result<()> {
+    match host.one(netlink::delete_unreachable(subnet)) {
+        Err(error) if netlink::is(&error, Errno::ESRCH) => Ok(()),
+        other => other.map(drop),
+    }
+}

@@ -1,0 +1,185 @@
+//! A machine of its own for each test: a fresh network namespace, processes that stand for jobs, and an outside.
+//!
+//! The namespace is entered by the test's own thread, so everything started from it (threads, commands, the runtime's
+//! workers) is in there too, and the machine's own network is never touched. Needs root.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use overlay::{Config, Lease, Network};
+
+/// Long enough for a packet on a busy machine; only a packet that is silently dropped takes as long.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+pub fn in_new_machine<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
+    unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+    run("ip link set lo up");
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test());
+}
+
+pub fn config(prefix: &str, subnet: &str) -> Config {
+    Config {
+        router_ports: vec![80],
+        ..Config::new(prefix, format!("flynn_{prefix}"), subnet.parse().unwrap())
+    }
+}
+
+pub async fn open(config: &Config) -> Network {
+    Network::open(config.clone(), [], []).await.unwrap()
+}
+
+/// Runs a command in the network namespace of the calling thread.
+pub fn run(command: &str) -> String {
+    let mut words = command.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Everything of this namespace that a network could leave behind.
+pub fn inventory() -> String {
+    let forward = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+    // Without the countdown of IPv6 lifetimes, and sorted, for only what is there counts.
+    let mut lines: Vec<String> = [
+        "ip -o link",
+        "ip -o -4 addr",
+        "ip -4 route show table all",
+        "nft list ruleset",
+    ]
+    .iter()
+    .flat_map(|command| run(command).lines().map(str::to_string).collect::<Vec<_>>())
+    .collect();
+    lines.sort();
+    format!("{}\nip_forward {forward}", lines.join("\n"))
+}
+
+/// A process in a network namespace of its own.
+pub struct Job {
+    process: Child,
+}
+
+impl Job {
+    pub fn start() -> Job {
+        Job::start_with(&["--net"])
+    }
+
+    pub fn start_in_user_namespace() -> Job {
+        Job::start_with(&["--user", "--map-root-user", "--net"])
+    }
+
+    fn start_with(options: &[&str]) -> Job {
+        // cat ends when this test does, however it ends: its standard input closes.
+        let mut process = Command::new("unshare")
+            .args(options)
+            .args(["sh", "-c", "echo ready; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        Job { process }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Runs `work` on a thread in the job's network namespace.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    pub fn run(&self, command: &str) -> String {
+        self.within(|| run(command))
+    }
+
+    pub fn listen(&self, port: u16) -> TcpListener {
+        self.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap())
+    }
+
+    pub fn connect(&self, address: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
+        self.within(|| connect(address, port))
+    }
+
+    pub fn udp(&self, address: Ipv4Addr, port: u16) -> UdpSocket {
+        self.within(|| udp(address, port))
+    }
+
+    pub fn is_refused(&self, address: Ipv4Addr, port: u16) -> bool {
+        matches!(self.connect(address, port), Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub fn connect(address: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&SocketAddr::V4(SocketAddrV4::new(address, port)), PATIENCE)
+}
+
+pub fn udp(address: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((address, port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// A job of `app`, attached.
+pub async fn attached(network: &Network, app: &str) -> (Job, Lease) {
+    attach(network, app, Job::start()).await
+}
+
+pub async fn attach(network: &Network, app: &str, job: Job) -> (Job, Lease) {
+    let lease = network.allocate(app).unwrap();
+    assert_eq!(
+        network.attach(job.pid(), &lease).await.unwrap(),
+        overlay::Attached::New
+    );
+    (job, lease)
+}
+
+/// The network beyond the host: 198.51.100.2 in a namespace of its own, the host's uplink 198.51.100.1 with the
+/// default route. The uplink takes packets of 1400 bytes, the outside 1500.
+pub fn outside() -> Job {
+    let outside = Job::start();
+    run(&format!(
+        "ip link add up0 mtu 1400 type veth peer name out0 mtu 1500 netns {}",
+        outside.pid()
+    ));
+    run("ip addr add 198.51.100.1/24 dev up0");
+    run("ip link set up0 up");
+    outside.run("ip addr add 198.51.100.2/24 dev out0");
+    outside.run("ip link set out0 up");
+    run("ip route add default via 198.51.100.2");
+    outside
+}
+
+pub const UPLINK: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
