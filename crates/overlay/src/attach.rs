@@ -4,7 +4,7 @@
 //! never leaves it, so no thread of the async runtime can be left behind in there. Its socket to the host was opened
 //! before and goes on working on the host.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -91,7 +91,8 @@ pub(crate) fn attach(namespace: &Namespace, job: &Attachment) -> Result<Attached
         },
     };
     let index = link.header.index;
-    let configured = configure(&mut host, &mut inside, index, job, attached);
+    let configured =
+        configure(&mut host, &mut inside, index, job, attached).and_then(|()| allow_unprivileged());
     if configured.is_err() && attached == Attached::New {
         // Half a link is of no use; the error that led here says more than one of this would.
         let _ = delete(&mut host, index);
@@ -168,6 +169,13 @@ fn configure(
         to_gateway,
         default,
     ])?)
+}
+
+/// Lets a job without capabilities listen on port 80 and use `ping`, as Docker does: the namespace is its own, so neither
+/// takes anything from others. `/proc/sys/net` shows the namespace of the thread that looks.
+fn allow_unprivileged() -> io::Result<()> {
+    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
+    fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
 }
 
 /// Gone already is as good as deleted.

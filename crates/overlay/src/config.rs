@@ -42,10 +42,19 @@ pub struct Config {
     /// machine's own credentials there.
     #[serde(default)]
     pub blocked: Vec<Subnet>,
+    /// How many connections a job may have opened at a time, UDP exchanges of the last 30 s among them. The kernel's
+    /// table of connections is one for the whole machine; without a limit one job could fill it for all.
+    #[serde(default = "connections_per_job_max_default")]
+    pub connections_per_job_max: u32,
 }
 
 fn dns_port_default() -> u16 {
     53
+}
+
+/// A sixteenth of the kernel's table on a machine with more than 4 GiB (262 144), a quarter on a small one.
+fn connections_per_job_max_default() -> u32 {
+    16_384
 }
 
 /// One port of the host that jobs may reach.
@@ -77,6 +86,7 @@ impl Config {
             discoverd_port: None,
             host_ports: Vec::new(),
             blocked: Vec::new(),
+            connections_per_job_max: connections_per_job_max_default(),
         }
     }
 
@@ -115,6 +125,9 @@ impl Config {
             && !(MTU_MIN..=65535).contains(&mtu)
         {
             return invalid(format!("mtu {mtu} must be between {MTU_MIN} and 65535"));
+        }
+        if self.connections_per_job_max == 0 {
+            return invalid("connections_per_job_max 0 would leave jobs without a network".into());
         }
         let mut ports = self
             .router_ports

@@ -29,9 +29,11 @@ const MTU_DEFAULT: u32 = 1500;
 pub struct Network {
     config: Config,
     mtu: u32,
+    ip_forward_former: bool,
     wanted: Mutex<Wanted>,
-    /// Links between apps that the kernel has. Held while they are changed, so that changes come one after another.
-    links: tokio::sync::Mutex<BTreeSet<AppLink>>,
+    /// Links between apps that the kernel has; `None` after a change that failed or was cancelled half-way.
+    /// Held while they are changed, so that changes come one after another.
+    links: tokio::sync::Mutex<Option<BTreeSet<AppLink>>>,
 }
 
 struct Wanted {
@@ -58,25 +60,51 @@ impl Network {
             None => read_ip_forward()?,
         };
         let plan = plan::plan(&config, &leases, &allowed, former);
-        let mtu = {
-            let (config, plan) = (config.clone(), plan.clone());
-            on_own_thread(move || prepare_host(&config, &plan)).await?
-        };
-        // Rules first, forwarding after: no moment in which the host forwards without them.
-        nft::run("making the table", &plan.ruleset).await?;
-        write_ip_forward(true)?;
-        let jobs: Vec<Attachment> = leases
-            .iter()
-            .map(|lease| plan::attachment(&config, lease, mtu))
-            .collect();
-        on_own_thread(move || repair_host_ends(&jobs)).await?;
+        let mtu = carry_out(&config, &plan, &leases).await?;
         info!(subnet = %config.subnet, gateway = %plan.gateway, mtu, jobs = leases.iter().count(), "network is open");
         Ok(Network {
             config,
             mtu,
+            ip_forward_former: former,
             wanted: Mutex::new(Wanted { leases, allowed }),
-            links: tokio::sync::Mutex::new(plan.links),
+            links: tokio::sync::Mutex::new(Some(plan.links)),
         })
+    }
+
+    /// Puts back what something else on the machine took away: the table (Debian's `nftables.service` flushes every
+    /// table when it is restarted), forwarding, the gateway's interface. `true` if anything had to be done.
+    ///
+    /// Meant to be called every few seconds; looking costs one run of `nft` (4 ms).
+    pub async fn repair(&self) -> Result<bool, Error> {
+        let mut current = self.links.lock().await;
+        let gateway_interface = self.config.interface_prefix.clone();
+        let is_whole = ruleset::is_complete(&self.config, &nft::chains().await?)
+            && read_ip_forward()?
+            && on_own_thread(move || {
+                let link = Netlink::open().and_then(|mut host| host.link(&gateway_interface));
+                Ok(link
+                    .map_err(Error::kernel("looking for the gateway's interface"))?
+                    .is_some())
+            })
+            .await?;
+        if is_whole {
+            return Ok(false);
+        }
+        let (plan, leases) = {
+            let wanted = self.wanted();
+            let plan = plan::plan(
+                &self.config,
+                &wanted.leases,
+                &wanted.allowed,
+                self.ip_forward_former,
+            );
+            (plan, wanted.leases.clone())
+        };
+        warn!(table = %self.config.table, "the network was damaged from outside and is made anew");
+        *current = None;
+        carry_out(&self.config, &plan, &leases).await?;
+        *current = Some(plan.links);
+        Ok(true)
     }
 
     pub fn config(&self) -> &Config {
@@ -93,7 +121,7 @@ impl Network {
         self.wanted().leases.allocate(app)
     }
 
-    /// Gives back a lease whose job was never attached; after [`Network::attach`], call [`Network::detach`].
+    /// Gives back a lease that [`Network::attach`] was never called with; otherwise [`Network::detach`] does it.
     pub fn release(&self, lease: &Lease) -> bool {
         self.wanted().leases.release(lease)
     }
@@ -104,6 +132,8 @@ impl Network {
     }
 
     /// Connects the network namespace of process `pid`, which must not be our own.
+    ///
+    /// If this fails the lease is still out: try again, or [`Network::detach`] it.
     ///
     /// A job that is attached already is repaired, not disturbed. An unknown lease is taken note of, so that a job
     /// found after a restart can be attached straight away.
@@ -147,7 +177,7 @@ impl Network {
         let leased: BTreeSet<u32> = self.wanted().leases.iter().map(|lease| lease.slot).collect();
         let swept = on_own_thread(move || delete_job_links(&config, |slot| !leased.contains(&slot))).await?;
         if !swept.is_empty() {
-            warn!(links = ?swept, "links without a job deleted");
+            info!(links = ?swept, "links without a job deleted");
         }
         Ok(swept)
     }
@@ -195,13 +225,12 @@ impl Network {
             let wanted = self.wanted();
             plan::links(&wanted.leases, &wanted.allowed)
         };
-        if *current != wanted {
-            nft::run(
-                "changing links",
-                &ruleset::change_links(&self.config, &current, &wanted),
-            )
-            .await?;
-            *current = wanted;
+        if current.as_ref() != Some(&wanted) {
+            let script = ruleset::change_links(&self.config, current.as_ref(), &wanted);
+            // Unknown until nft has said that it is done: it may fail, and this future may be dropped meanwhile.
+            *current = None;
+            nft::run("changing links", &script).await?;
+            *current = Some(wanted);
         }
         Ok(())
     }
@@ -209,6 +238,23 @@ impl Network {
     fn wanted(&self) -> MutexGuard<'_, Wanted> {
         self.wanted.lock().expect("nothing panics while it holds this")
     }
+}
+
+/// Brings the host in line with a plan. Returns the MTU that jobs shall have.
+async fn carry_out(config: &Config, plan: &Plan, leases: &Leases) -> Result<u32, Error> {
+    let mtu = {
+        let (config, plan) = (config.clone(), plan.clone());
+        on_own_thread(move || prepare_host(&config, &plan)).await?
+    };
+    // Rules first, forwarding after: no moment in which the host forwards without them.
+    nft::run("making the table", &plan.ruleset).await?;
+    write_ip_forward(true)?;
+    let jobs: Vec<Attachment> = leases
+        .iter()
+        .map(|lease| plan::attachment(config, lease, mtu))
+        .collect();
+    on_own_thread(move || repair_host_ends(&jobs)).await?;
+    Ok(mtu)
 }
 
 /// Our own table knows best; else another cluster's, which came before us and changed the setting.

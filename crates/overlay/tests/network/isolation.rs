@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
+use std::time::Instant;
 
 use crate::world::*;
 use nix::sys::socket::{getsockopt, sockopt::TcpMaxSeg};
@@ -78,6 +79,11 @@ fn of_the_host_a_job_reaches_the_open_ports_of_the_gateway_only() {
             port: 8443,
         }];
         let network = open(&config).await;
+        assert_eq!(
+            network.mtu(),
+            1400,
+            "that of the interface with the default route"
+        );
         let gateway = config.subnet.gateway();
         let (job, lease) = attach(&network, "a", Job::start_in_user_namespace()).await;
         let _servers: Vec<TcpListener> = [53, 80, 1111, 22, 8443]
@@ -194,6 +200,63 @@ fn the_outside_sees_the_host_and_segments_that_fit_the_uplink() {
         connect(lease.address, 8080).unwrap();
         let _gateway_server = TcpListener::bind((config.subnet.gateway(), 80)).unwrap();
         assert!(outside.is_refused(config.subnet.gateway(), 80));
+    });
+}
+
+#[test]
+fn a_job_can_fill_its_own_share_of_connections_only() {
+    in_new_machine(|| async {
+        let outside = outside();
+        let server = outside.listen(8080);
+        let mut config = config("t0", "100.100.0.0/24");
+        config.connections_per_job_max = 3;
+        let network = open(&config).await;
+        let (greedy, greedy_lease) = attached(&network, "a").await;
+        let (other, _) = attached(&network, "a").await;
+        let mut held: Vec<_> = (0..3).map(|_| greedy.connect(OUTSIDE, 8080).unwrap()).collect();
+        assert!(greedy.is_refused(OUTSIDE, 8080));
+        assert!(greedy.is_refused(config.subnet.gateway(), 80));
+        other.connect(OUTSIDE, 8080).unwrap();
+        let _own_server = greedy.listen(8080);
+        connect(greedy_lease.address, 8080).expect("what comes in does not count");
+        // Ended for good: both sides have closed.
+        held.pop();
+        held.pop();
+        for _ in 0..3 {
+            let (mut accepted, _) = server.accept().unwrap();
+            if held
+                .iter()
+                .all(|kept| kept.local_addr().unwrap().port() != accepted.peer_addr().unwrap().port())
+            {
+                assert_eq!(accepted.read(&mut [0; 1]).unwrap(), 0);
+            } else {
+                held.push(accepted);
+            }
+        }
+        // The kernel looks for ended ones at most once a tick.
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = greedy.connect(OUTSIDE, 8080) {
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_job_without_privileges_may_listen_on_port_80_and_ping() {
+    in_new_machine(|| async {
+        let network = open(&config("t0", "100.100.0.0/24")).await;
+        let (job, _) = attach(&network, "a", Job::start_in_user_namespace()).await;
+        assert_eq!(
+            job.run("cat /proc/sys/net/ipv4/ip_unprivileged_port_start")
+                .trim(),
+            "0"
+        );
+        let range = job.run("cat /proc/sys/net/ipv4/ping_group_range");
+        assert_eq!(range.split_whitespace().collect::<Vec<_>>(), ["0", "2147483647"]);
+        assert!(
+            run("cat /proc/sys/net/ipv4/ip_unprivileged_port_start").trim() != "0",
+            "the host's is left alone"
+        );
     });
 }
 

@@ -48,6 +48,56 @@ fn opening_again_repairs_and_keeps_connections() {
 }
 
 #[test]
+fn what_another_program_takes_away_is_put_back() {
+    in_new_machine(|| async {
+        let before = inventory();
+        let network = open(&config("t0", "100.100.0.0/24")).await;
+        let (a1, _) = attached(&network, "a").await;
+        let (a2, a2_lease) = attached(&network, "a").await;
+        let (b1, b1_lease) = attached(&network, "b").await;
+        let _servers = (a2.listen(8080), b1.listen(8080));
+        assert!(!network.repair().await.unwrap());
+        for damage in [
+            "nft flush ruleset",
+            "ip link del t0",
+            "nft delete chain inet flynn_t0 postrouting",
+        ] {
+            run(damage);
+            assert!(network.repair().await.unwrap(), "{damage}");
+            assert!(!network.repair().await.unwrap(), "{damage}");
+            a1.connect(a2_lease.address, 8080).unwrap();
+            assert!(a1.is_refused(b1_lease.address, 8080));
+        }
+        run("nft flush ruleset");
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+        assert!(network.repair().await.unwrap());
+        Network::teardown(network.config()).await.unwrap();
+        assert_eq!(
+            inventory(),
+            before,
+            "what ip_forward was is known even if the table was lost meanwhile"
+        );
+    });
+}
+
+#[test]
+fn a_failed_change_is_made_good_by_the_next() {
+    in_new_machine(|| async {
+        let network = open(&config("t0", "100.100.0.0/24")).await;
+        let (_a1, a1) = attached(&network, "a").await;
+        run("nft flush set inet flynn_t0 links");
+        network
+            .detach(&a1)
+            .await
+            .expect_err("the element to delete is gone");
+        let (b1, _) = attached(&network, "b").await;
+        let (b2, b2_lease) = attached(&network, "b").await;
+        let _server = b2.listen(8080);
+        b1.connect(b2_lease.address, 8080).unwrap();
+    });
+}
+
+#[test]
 fn teardown_leaves_the_machine_as_it_was() {
     in_new_machine(|| async {
         let _outside = outside();
