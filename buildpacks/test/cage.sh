@@ -71,6 +71,7 @@ attempt() {
   rm -rf "$app/tmp"
   mkdir -p "$app/tmp"
   cp -a "$app/src" "$app/tmp/build"
+  chown -R 1000:1000 "$app/tmp"
   chmod 1777 "$app/tmp"
   image_directories=()
   mount_image build "${build_packages_layers:-}"
@@ -83,7 +84,7 @@ attempt() {
     mount --bind "$app/tmp" "$root/tmp"; mount --bind "$app/cache" "$root/cache"; mount --bind "$app/env" "$root/env"
     mount --bind "$packs" "$root/buildpacks"; mount -o remount,ro,bind "$root/buildpacks"
     mount --bind "$app/layers" "$root/layers"; mount -o remount,ro,bind "$root/layers"
-    [ -z "$DISK_MIB" ] || { mkdir "$root/tmp/small"; mount -t tmpfs -o "size=${DISK_MIB}m,mode=1777" small "$root/tmp/small"; mv "$root/tmp/build" "$root/tmp/small/build"; }
+    [ -z "${DISK_MIB:-}" ] || { mkdir "$root/tmp/small"; mount -t tmpfs -o "size=${DISK_MIB}m,mode=1777" small "$root/tmp/small"; mv "$root/tmp/build" "$root/tmp/small/build"; }
     [ "$use_layers" = no ] || set -- LAYERS_DIR=/layers "$@"
     in_root "$root" BUILD_DIR="/tmp/${DISK_MIB:+small/}build" CACHE_DIR=/cache ENV_DIR=/env OUT="/tmp/${DISK_MIB:+small/}out" APP_NAME=sample "$@" /buildpacks/build
   ' cage "$(lower_of "${image_directories[@]}")" "$app" "$here/.." "${use_layers:-yes}" "$@" >"$app/output" 2>&1 || status=$?
