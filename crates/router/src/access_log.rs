@@ -1,0 +1,246 @@
+//! One line per request, in the app's own log.
+//!
+//! Lines are gathered per thread and handed over in batches to a writer thread through a bounded
+//! channel. A full channel loses the batch and counts its lines; nothing on the way of a request
+//! ever waits for a disk. The files are in CRI log format, so that whoever reads the jobs' logs
+//! reads these the same way: `<time> stdout F <line>`.
+
+use crate::config::Limits;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// Handed over at the next tick, or when this is reached.
+const BATCH_BYTES: usize = 32 * 1024;
+/// Batches under way; 8 MiB at most.
+const BATCHES_MAX: usize = 256;
+/// Open files; beyond it all are closed and opened again as needed.
+const FILES_MAX: usize = 256;
+
+#[derive(Debug, Default)]
+struct Batch {
+    text: Vec<u8>,
+    /// Whose lines reach to where, in order.
+    parts: Vec<(Arc<str>, usize)>,
+    lines: u64,
+}
+
+/// A thread's end.
+#[derive(Debug)]
+pub struct AccessLog {
+    batch: RefCell<Batch>,
+    sender: SyncSender<Batch>,
+    dropped: Arc<AtomicU64>,
+    /// The second that is written out in `stamp`.
+    second: Cell<i64>,
+    stamp: RefCell<String>,
+}
+
+impl AccessLog {
+    /// Appends one line for the app.
+    pub fn line(&self, app_id: &Arc<str>, write: impl FnOnce(&mut Vec<u8>)) {
+        if app_id.is_empty() {
+            return;
+        }
+        let mut batch = self.batch.borrow_mut();
+        self.time(&mut batch.text);
+        batch.text.extend_from_slice(b" stdout F ");
+        write(&mut batch.text);
+        batch.text.push(b'\n');
+        batch.lines += 1;
+        let end = batch.text.len();
+        match batch.parts.last_mut() {
+            Some((last, until)) if Arc::ptr_eq(last, app_id) => *until = end,
+            _ => batch.parts.push((app_id.clone(), end)),
+        }
+        if end >= BATCH_BYTES {
+            drop(batch);
+            self.flush();
+        }
+    }
+
+    /// Hands over what there is.
+    pub fn flush(&self) {
+        let mut batch = self.batch.borrow_mut();
+        if batch.lines == 0 {
+            return;
+        }
+        let lines = batch.lines;
+        let full = std::mem::take(&mut *batch);
+        if self.sender.try_send(full).is_err() {
+            self.dropped.fetch_add(lines, Ordering::Relaxed);
+        }
+    }
+
+    /// RFC 3339 with nanoseconds; the seconds are written out once a second.
+    fn time(&self, out: &mut Vec<u8>) {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let second = now.as_secs() as i64;
+        let mut stamp = self.stamp.borrow_mut();
+        if self.second.replace(second) != second || stamp.is_empty() {
+            let time = jiff::Timestamp::from_second(second).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+            *stamp = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+        }
+        out.extend_from_slice(stamp.as_bytes());
+        let mut digits = *b".000000000Z";
+        let mut rest = now.subsec_nanos();
+        for digit in digits[1..10].iter_mut().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        out.extend_from_slice(&digits);
+    }
+}
+
+/// The writer. Dropping every [`AccessLog`] ends its thread after the last line.
+#[derive(Clone)]
+pub struct Writer {
+    sender: SyncSender<Batch>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Writer {
+    pub fn start(
+        directory: &Path,
+        limits: &Limits,
+    ) -> std::io::Result<(Writer, std::thread::JoinHandle<()>)> {
+        let (sender, receiver) = sync_channel(BATCHES_MAX);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let mut files = Files {
+            directory: directory.to_path_buf(),
+            bytes_max: limits.access_log_bytes,
+            open: HashMap::new(),
+        };
+        let count = dropped.clone();
+        let thread = std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || {
+                write_all(&receiver, &mut files, &count);
+            })?;
+        Ok((Writer { sender, dropped }, thread))
+    }
+
+    pub fn log(&self) -> AccessLog {
+        AccessLog {
+            batch: RefCell::default(),
+            sender: self.sender.clone(),
+            dropped: self.dropped.clone(),
+            second: Cell::new(0),
+            stamp: RefCell::default(),
+        }
+    }
+}
+
+fn write_all(receiver: &Receiver<Batch>, files: &mut Files, dropped: &AtomicU64) {
+    while let Ok(batch) = receiver.recv() {
+        let mut start = 0;
+        for (app, end) in &batch.parts {
+            if let Err(error) = files.append(app, &batch.text[start..*end]) {
+                tracing::warn!(app = %app, %error, "access lines lost");
+            }
+            start = *end;
+        }
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            tracing::warn!(lines = lost, "access log cannot keep up, lines dropped");
+        }
+    }
+}
+
+struct Files {
+    directory: PathBuf,
+    bytes_max: u64,
+    open: HashMap<String, (File, u64)>,
+}
+
+impl Files {
+    fn append(&mut self, app: &str, text: &[u8]) -> std::io::Result<()> {
+        // The id becomes part of a path.
+        if app.starts_with('.')
+            || !app
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        {
+            return Err(std::io::Error::other("the app's id is no file name"));
+        }
+        let path = self.directory.join(app).join("router.log");
+        if !self.open.contains_key(app) {
+            if self.open.len() >= FILES_MAX {
+                self.open.clear();
+            }
+            let directory = self.directory.join(app);
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)?;
+            let file = open(&path)?;
+            let bytes = file.metadata()?.len();
+            self.open.insert(app.to_string(), (file, bytes));
+        }
+        let (file, bytes) = self.open.get_mut(app).expect("it was just put there");
+        if *bytes > 0 && *bytes + text.len() as u64 > self.bytes_max {
+            fs::rename(&path, path.with_extension("log.1"))?;
+            *file = open(&path)?;
+            *bytes = 0;
+        }
+        // One write: whole lines, or a short disk.
+        match file.write_all(text) {
+            Ok(()) => *bytes += text.len() as u64,
+            Err(error) => {
+                self.open.remove(app);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_reach_their_apps_files_and_files_are_put_aside_by_size() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            access_log_bytes: 200,
+            ..Limits::default()
+        };
+        let (writer, thread) = Writer::start(directory.path(), &limits).unwrap();
+        let log = writer.log();
+        let (one, two): (Arc<str>, Arc<str>) = (Arc::from("one"), Arc::from("two"));
+        for n in 0..4 {
+            log.line(&one, |out| write!(out, "at=info n={n}").unwrap());
+            log.line(&two, |out| write!(out, "at=info n={n}").unwrap());
+            log.flush();
+        }
+        log.line(&Arc::from("../three"), |out| {
+            out.extend_from_slice(b"never written")
+        });
+        drop((log, writer));
+        thread.join().unwrap();
+        let now = fs::read_to_string(directory.path().join("one/router.log")).unwrap();
+        let before = fs::read_to_string(directory.path().join("one/router.log.1")).unwrap();
+        assert_eq!(before.lines().chain(now.lines()).count(), 4);
+        let (time, rest) = now.lines().last().unwrap().split_once(' ').unwrap();
+        assert_eq!(rest, "stdout F at=info n=3");
+        time.parse::<jiff::Timestamp>().unwrap();
+        assert_eq!(time.len(), "2026-01-01T00:00:00.000000000Z".len());
+    }
+}
