@@ -20,6 +20,10 @@ KEPT_ATTRIBUTES=(--xattrs-include=trusted.overlay.opaque --xattrs-include=securi
 LAYER_UUID=00000000-0000-0000-0000-000000000000
 started_seconds=$SECONDS
 
+# What fails without having been expected to is at least named.
+set -E
+trap 'printf "error: %s, line %s: \"%s\" failed\n" "${BASH_SOURCE[0]##*/}" "$LINENO" "$BASH_COMMAND" >&2' ERR
+
 step() { printf '%s [%3d s] %s\n' "${0##*/}:" $((SECONDS - started_seconds)) "$*"; }
 
 # fail MESSAGE [HINT]
@@ -176,7 +180,8 @@ clean_tree() {
 compile_python() {
   local root=$1 tree=$2
   [ -x "$root/usr/bin/python3" ] || return 0
-  (cd "$tree" && find usr/lib/python3* -name '*.py' -type f 2>/dev/null | sort | sed 's|^|/|') >"$root/tmp/python-sources"
+  [ -n "$(compgen -G "$tree/usr/lib/python3*")" ] || return 0
+  (cd "$tree" && find usr/lib/python3* -name '*.py' -type f | sort | sed 's|^|/|') >"$root/tmp/python-sources"
   # Files that are not meant for this version of Python do not compile; nothing imports them either.
   PYTHONHASHSEED=0 chroot "$root" python3 -m compileall -q --invalidation-mode unchecked-hash \
     -x '/(test|tests|idlelib|lib2to3)/' -i /tmp/python-sources >/dev/null || true
