@@ -1,11 +1,13 @@
 //! Who may talk to whom, tried with real packets.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Instant;
 
 use crate::world::*;
-use nix::sys::socket::{getsockopt, sockopt::TcpMaxSeg};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, getsockopt, socket, sockopt::TcpMaxSeg,
+};
 use overlay::{HostPort, Protocol};
 
 #[test]
@@ -177,6 +179,7 @@ fn the_outside_sees_the_host_and_segments_that_fit_the_uplink() {
         assert_eq!(peer.ip(), UPLINK);
         // 1400 less 40 for the heads and 12 for the time stamps, where 1448 would be without the clamp.
         assert_eq!(getsockopt(&accepted, TcpMaxSeg).unwrap(), 1348);
+        assert_eq!(getsockopt(&client, TcpMaxSeg).unwrap(), 1348, "the way back");
         let sent = vec![7; 100_000];
         client.write_all(&sent).unwrap();
         let mut received = vec![0; sent.len()];
@@ -257,6 +260,26 @@ fn a_job_without_privileges_may_listen_on_port_80_and_ping() {
             run("cat /proc/sys/net/ipv4/ip_unprivileged_port_start").trim() != "0",
             "the host's is left alone"
         );
+
+        let echo = job.within(|| {
+            let socket = socket(
+                AddressFamily::Inet,
+                SockType::Datagram,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::Icmp,
+            )
+            .unwrap();
+            let socket = UdpSocket::from(socket);
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            // Echo request; the kernel fills in identifier and checksum.
+            socket
+                .send_to(&[8, 0, 0, 0, 0, 0, 0, 1], (network.config().subnet.gateway(), 0))
+                .unwrap();
+            let mut reply = [0; 64];
+            socket.recv(&mut reply).unwrap();
+            reply[0]
+        });
+        assert_eq!(echo, 0, "the gateway answers with an echo reply");
     });
 }
 

@@ -52,16 +52,21 @@ pub fn run(command: &str) -> String {
 /// Everything of this namespace that a network could leave behind.
 pub fn inventory() -> String {
     let forward = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
-    // Without the countdown of IPv6 lifetimes, and sorted, for only what is there counts.
-    let mut lines: Vec<String> = [
-        "ip -o link",
-        "ip -o -4 addr",
-        "ip -4 route show table all",
-        "nft list ruleset",
-    ]
-    .iter()
-    .flat_map(|command| run(command).lines().map(str::to_string).collect::<Vec<_>>())
-    .collect();
+    let mut lines: Vec<String> = ["ip -o -4 addr", "ip -4 route show table all", "nft list ruleset"]
+        .iter()
+        .flat_map(|command| {
+            run(command)
+                .lines()
+                .map(|line| line.replace(" linkdown", ""))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    // Not whether a link has a carrier, which the kernel finds out in its own time.
+    lines.extend(
+        run("ip -o link")
+            .lines()
+            .map(|line| format!("link {}", line.split(':').nth(1).unwrap())),
+    );
     lines.sort();
     format!("{}\nip_forward {forward}", lines.join("\n"))
 }
