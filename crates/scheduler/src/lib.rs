@@ -1,0 +1,160 @@
+//! Decides which jobs should run on which hosts.
+//!
+//! [`plan`] compares what is wanted with what is, and says what to change. It is a pure function:
+//! the same [`Cluster`] and the same `now` always give the same [`Plan`], so a plan can be computed
+//! by any controller, shown to a person before it is carried out, and replayed in a test.
+//!
+//! ```text
+//!            index       who is lost, jobs by (app, release, type), what hosts have free
+//! Cluster ─▶ deploy      moves the counts of two releases, ends deployments
+//!            diff        per (app, release, type): what is missing, what is too many
+//!            place       a host for every pending job, or the reason why there is none  ─▶ Plan
+//! ```
+//!
+//! What a reader would get wrong:
+//! * A plan is level-triggered. Nothing is remembered between plans; a plan that was carried out
+//!   half, or twice, does no harm, as the next one starts from what is.
+//! * After a plan has been carried out, planning again at the same time gives an empty one: a
+//!   deployment's new counts are already followed by the starts and stops in the same plan.
+//! * The rows of ended jobs matter: an ended job that no other names in [`META_REPLACES`] is how the
+//!   back-off is known, and ended jobs of the new release are how a deployment knows that it fails.
+//!   Whoever prunes them keeps the newest ten of each (app, release, type).
+//!
+//! Nothing here starts or stops anything; the controller carries plans out.
+
+mod action;
+mod deploy;
+mod deploy_failure;
+mod diff;
+mod index;
+mod place;
+mod restart;
+mod surplus;
+mod wanted;
+
+use std::{collections::BTreeSet, fmt, time::Duration};
+
+use types::{
+    App, AppId, Deployment, DeploymentId, Formation, Host, HostId, Job, JobId, Release, ReleaseId,
+    ScaleRequest, ScaleRequestId, ScaleRequestState, Table, Timestamp,
+};
+
+pub use action::Action;
+pub use place::MEMORY_UNDECLARED_BYTES;
+pub use restart::RUN_LONG_MIN;
+
+/// How long a silent host keeps its jobs.
+///
+/// Shorter loses work to a network hiccup or a busy machine; longer leaves an app short of
+/// processes. Nothing new is placed on a host from its first silent moment.
+pub const SILENCE_MAX: Duration = Duration::from_secs(6);
+
+/// How long a job whose type has no port must have been up before a deployment trusts it.
+///
+/// Such a job is up as soon as its process runs, also when it is about to end for want of a module
+/// or a variable; interpreters find that out within half a second. Types with a port prove
+/// themselves by opening it.
+pub const STEADY_MIN: Duration = Duration::from_secs(1);
+
+/// Job metadata: the host that the job has to run on. Users ask for one with one-off jobs; omni jobs
+/// are created for a host each.
+pub const META_HOST: &str = "flynn-host";
+
+/// Job metadata: the ended job whose place this one took, which is where its restarts come from.
+pub const META_REPLACES: &str = "flynn-replaces";
+
+/// All that a plan is made from: cheap clones of the store's tables.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    pub apps: Table<AppId, App>,
+    pub releases: Table<ReleaseId, Release>,
+    pub formations: Table<(AppId, ReleaseId), Formation>,
+    /// Pending ones; others are ignored.
+    pub scale_requests: Table<ScaleRequestId, ScaleRequest>,
+    /// Unfinished ones; others are ignored.
+    pub deployments: Table<DeploymentId, Deployment>,
+    /// All that have not ended, and those that ended lately.
+    pub jobs: Table<JobId, Job>,
+    pub hosts: Table<HostId, Host>,
+    /// Grows with every change of state: the ids of new jobs are derived from it, so that the same
+    /// plan carried out twice makes each job once, and no two plans make the same.
+    pub revision: u64,
+}
+
+/// What to change, in an order in which every beginning of it is safe to stop after.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    /// When to plan again if nothing else changes; always later than the plan's own time.
+    pub wake_at: Option<Timestamp>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.actions.is_empty()
+    }
+}
+
+/// One line per action.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.actions.iter().try_for_each(|action| writeln!(f, "{action}"))
+    }
+}
+
+/// What to change in `cluster` so that it becomes what its users want.
+pub fn plan(cluster: &Cluster, now: Timestamp) -> Plan {
+    let mut wake = Wake { now, at: None };
+    let index = index::Index::new(cluster, now, &mut wake);
+    let mut actions: Vec<Action> = index.lost_jobs().collect();
+
+    let mut wanted = wanted::Wanted::new(cluster);
+    let deploying = deploy::advance_all(&index, &mut wanted, &mut wake, &mut actions);
+
+    let changes = diff::compare(&index, &wanted, &mut wake);
+    actions.extend(changes.stops.iter().map(|(job, reason)| Action::StopJob {
+        job: job.id,
+        reason: *reason,
+        label: index.label(job),
+    }));
+    place::place_all(&index, &changes, &mut wake, &mut actions);
+    complete_scale_requests(cluster, &deploying, &changes.unsettled, &mut actions);
+    Plan {
+        actions,
+        wake_at: wake.at,
+    }
+}
+
+/// A scale request is complete when its jobs have followed, and not while a deployment moves the
+/// counts of its release: until then it is what the deployment takes its own counts from.
+fn complete_scale_requests(
+    cluster: &Cluster,
+    deploying: &BTreeSet<(AppId, ReleaseId)>,
+    unsettled: &BTreeSet<(AppId, ReleaseId)>,
+    actions: &mut Vec<Action>,
+) {
+    for request in cluster.scale_requests.values() {
+        let key = (request.app, request.release);
+        let is_moving = deploying.contains(&key) || unsettled.contains(&key);
+        if request.state == ScaleRequestState::Pending && !is_moving {
+            actions.push(Action::CompleteScaleRequest { request: request.id });
+        }
+    }
+}
+
+/// Collects the times at which a plan's answer changes by itself; keeps the earliest to come.
+struct Wake {
+    now: Timestamp,
+    at: Option<Timestamp>,
+}
+
+impl Wake {
+    /// Whether `at` is still to come; if so, the plan is to be made again then.
+    fn is_ahead(&mut self, at: Timestamp) -> bool {
+        if at <= self.now {
+            return false;
+        }
+        self.at = Some(self.at.map_or(at, |earliest| earliest.min(at)));
+        true
+    }
+}

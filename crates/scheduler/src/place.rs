@@ -1,0 +1,424 @@
+//! A host for every pending job, or the reason why there is none.
+//!
+//! A host can take a job if it is up, has the tags, and has the memory free that the job's type
+//! requests. Of those: the fewest jobs of the same group first, then the least loaded, then by id.
+//!
+//! Memory is what a host cannot share, so declared requests are never overcommitted, and stopping
+//! jobs count until they are down. CPU is shared: it is counted to spread load, never to refuse.
+//! Batches are served by the age of their oldest waiting job, new ones last, so that no app's
+//! retries take what another has been waiting for.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+};
+
+use types::{Job, ProcessType, Resources};
+
+use crate::{
+    Action, Cluster, META_HOST, Wake,
+    diff::{Batch, Changes},
+    index::{GroupKey, Index, Standing},
+};
+
+/// What a process that declares nothing about memory counts for.
+///
+/// Its limit, and so its request, is 1 GiB by default (the original's number): counted in full, a
+/// machine of 2 GiB would run one process; not counted at all, as in the original, it would run any
+/// number until the kernel kills something. 64 MiB is what a small idle web process takes. Releases
+/// are stored with the defaults filled in, so a request of exactly the default counts as undeclared.
+pub const MEMORY_UNDECLARED_BYTES: i64 = 64 << 20;
+
+/// Hosts that are looked at in order of load before all are compared.
+const WALK_MAX: usize = 16;
+/// Hosts that are named when none has enough memory.
+const NAMED_MAX: usize = 3;
+
+/// What a job asks of a host.
+#[derive(Clone, Copy)]
+pub(crate) struct Need<'w> {
+    memory_bytes: i64,
+    cpu_milli: i64,
+    tags: Option<&'w BTreeMap<String, String>>,
+}
+
+impl<'w> Need<'w> {
+    pub fn of_type(process: &ProcessType, tags: Option<&'w BTreeMap<String, String>>) -> Self {
+        Need {
+            tags,
+            ..Need::of_resources(&process.resources)
+        }
+    }
+
+    pub fn of_one_off(cluster: &Cluster, job: &Job) -> Self {
+        let own = job
+            .one_off
+            .as_ref()
+            .map(|one_off| &one_off.resources)
+            .filter(|own| !own.0.is_empty());
+        let of_type = || {
+            Some(
+                &cluster
+                    .releases
+                    .get(&job.release?)?
+                    .processes
+                    .get(&job.process_type)?
+                    .resources,
+            )
+        };
+        own.or_else(of_type)
+            .map_or_else(|| Need::of_resources(&Resources::default()), Need::of_resources)
+    }
+
+    fn of_resources(resources: &Resources) -> Self {
+        let memory_bytes = match resources.request("memory") {
+            request if request == Resources::default().request("memory") => MEMORY_UNDECLARED_BYTES,
+            request => request.max(0),
+        };
+        Need {
+            memory_bytes,
+            cpu_milli: resources.request("cpu").max(0),
+            tags: None,
+        }
+    }
+}
+
+/// Emits, for each pending job old and new, its place or its reason to wait.
+pub(crate) fn place_all<'a>(
+    index: &Index<'a>,
+    changes: &Changes<'_, 'a>,
+    wake: &mut Wake,
+    actions: &mut Vec<Action>,
+) {
+    let mut places = Places::new(index);
+    let mut order: Vec<&Batch> = changes.batches.iter().collect();
+    order.sort_by_key(|batch| (batch.since().is_none(), batch.since()));
+    let placed: Vec<Vec<Placed>> = order
+        .iter()
+        .map(|batch| places.place_batch(batch, wake))
+        .collect();
+    // Reasons are given when all is placed: they name what is free, and must still be true then.
+    for (batch, placed) in order.iter().zip(placed) {
+        let mut reason = None;
+        for entry in placed {
+            places.emit(batch, entry, &mut reason, actions);
+        }
+    }
+}
+
+struct Places<'i, 'a> {
+    index: &'i Index<'a>,
+    slots: Vec<Slot>,
+    /// Hosts that are up, by load.
+    by_load: BTreeSet<(u64, u32)>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    memory_taken_bytes: i64,
+    cpu_taken_milli: i64,
+}
+
+struct Placed<'b> {
+    job: &'b Job,
+    is_new: bool,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Host(u32),
+    /// Its time has not come.
+    Later,
+    NoHost,
+}
+
+impl<'i, 'a> Places<'i, 'a> {
+    fn new(index: &'i Index<'a>) -> Self {
+        let mut places = Places {
+            index,
+            slots: vec![Slot::default(); index.hosts.len()],
+            by_load: BTreeSet::new(),
+        };
+        for (&(_, release, process_type), group) in &index.groups {
+            let process = index
+                .cluster
+                .releases
+                .get(&release)
+                .and_then(|row| row.processes.get(process_type));
+            let need = process.map_or_else(
+                || Need::of_resources(&Resources::default()),
+                |p| Need::of_type(p, None),
+            );
+            for job in group.active.iter().chain(&group.stopping) {
+                places.take(job, need);
+            }
+        }
+        for job in &index.one_offs {
+            places.take(job, Need::of_one_off(index.cluster, job));
+        }
+        for job in &index.strays {
+            places.take(job, Need::of_resources(&Resources::default()));
+        }
+        let up = (0..)
+            .zip(&index.hosts)
+            .filter(|(_, view)| view.standing == Standing::Up);
+        places.by_load = up.map(|(at, _)| (places.load(at), at)).collect();
+        places
+    }
+
+    fn take(&mut self, job: &Job, need: Need) {
+        let position = job
+            .host
+            .as_ref()
+            .and_then(|host| self.index.position(host.as_str()));
+        if let Some(at) = position {
+            self.slots[at as usize].add(need);
+        }
+    }
+
+    /// Millionths of the host's processors and memory that are spoken for, together.
+    fn load(&self, at: u32) -> u64 {
+        let (slot, host) = (&self.slots[at as usize], self.index.hosts[at as usize].host);
+        let part = |taken: i64, of: i64| (taken as u128 * 1_000_000 / of.max(1) as u128) as u64;
+        let memory = if host.memory_bytes > 0 {
+            part(slot.memory_taken_bytes, host.memory_bytes)
+        } else {
+            0
+        };
+        part(
+            slot.cpu_taken_milli,
+            if host.cpu_milli > 0 { host.cpu_milli } else { 1000 },
+        ) + memory
+    }
+
+    /// A host that says nothing about its memory is not limited by it.
+    fn memory_free_bytes(&self, at: u32) -> i64 {
+        let host = self.index.hosts[at as usize].host;
+        if host.memory_bytes <= 0 {
+            return i64::MAX;
+        }
+        host.memory_bytes - self.slots[at as usize].memory_taken_bytes
+    }
+
+    fn can_take(&self, at: u32, need: Need) -> bool {
+        let view = &self.index.hosts[at as usize];
+        view.standing == Standing::Up
+            && view.has(need.tags)
+            && self.memory_free_bytes(at) >= need.memory_bytes
+    }
+
+    fn put(&mut self, at: u32, need: Need) {
+        self.by_load.remove(&(self.load(at), at));
+        self.slots[at as usize].add(need);
+        self.by_load.insert((self.load(at), at));
+    }
+
+    fn place_batch<'b>(&mut self, batch: &'b Batch, wake: &mut Wake) -> Vec<Placed<'b>> {
+        let mut pending: Vec<&Job> = batch.pending.clone();
+        pending.sort_by_key(|job| (job.created_at, job.id));
+        let all = pending
+            .into_iter()
+            .map(|job| (job, false))
+            .chain(batch.new.iter().map(|job| (job, true)));
+        let mut chooser = Chooser::new(self.index, batch.key);
+        let mut placed = Vec::with_capacity(batch.pending.len() + batch.new.len());
+        for (job, is_new) in all {
+            let outcome = if job.run_at.is_some_and(|run_at| wake.is_ahead(run_at)) {
+                Outcome::Later
+            } else if let Some(host) = job.meta.get(META_HOST) {
+                let position = self
+                    .index
+                    .position(host)
+                    .filter(|at| self.can_take(*at, batch.need));
+                position.map_or(Outcome::NoHost, Outcome::Host)
+            } else {
+                chooser
+                    .choose(self, batch.need)
+                    .map_or(Outcome::NoHost, Outcome::Host)
+            };
+            if let Outcome::Host(at) = outcome {
+                self.put(at, batch.need);
+                chooser.chosen(self, at);
+            }
+            placed.push(Placed { job, is_new, outcome });
+        }
+        placed
+    }
+
+    fn emit(&self, batch: &Batch, entry: Placed, reason: &mut Option<String>, actions: &mut Vec<Action>) {
+        let Placed { job, is_new, outcome } = entry;
+        let label = self.index.label(job);
+        let waiting = match &outcome {
+            Outcome::Host(_) => String::new(),
+            Outcome::Later if !job.waiting.is_empty() => job.waiting.clone(),
+            Outcome::Later => job
+                .run_at
+                .map_or_else(String::new, |run_at| format!("starts at {run_at}")),
+            Outcome::NoHost => match job.meta.get(META_HOST) {
+                Some(host) => self.why_not_on(host, batch.need),
+                None => reason.get_or_insert_with(|| self.why_nowhere(batch.need)).clone(),
+            },
+        };
+        if is_new {
+            actions.push(Action::CreateJob {
+                job: Job {
+                    waiting,
+                    ..job.clone()
+                },
+                label: label.clone(),
+            });
+        } else if !waiting.is_empty() && waiting != job.waiting {
+            actions.push(Action::ExplainJob {
+                job: job.id,
+                waiting,
+                label: label.clone(),
+            });
+        }
+        if let Outcome::Host(at) = outcome {
+            let host = self.index.hosts[at as usize].host.id.clone();
+            actions.push(Action::PlaceJob {
+                job: job.id,
+                host,
+                label,
+            });
+        }
+    }
+
+    fn why_not_on(&self, host: &str, need: Need) -> String {
+        let Some(at) = self.index.position(host) else {
+            return format!("there is no host {host}");
+        };
+        if self.index.hosts[at as usize].standing != Standing::Up {
+            return format!("host {host} does not answer");
+        }
+        let (needed, free) = (in_words(need.memory_bytes), in_words(self.memory_free_bytes(at)));
+        format!("host {host} has not {needed} of memory free: it has {free}")
+    }
+
+    fn why_nowhere(&self, need: Need) -> String {
+        let up = || self.by_load.iter().map(|(_, at)| *at);
+        if self.by_load.is_empty() {
+            return "no host is up".to_owned();
+        }
+        let tags = need.tags.map_or_else(String::new, |tags| {
+            let tags: Vec<String> = tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            tags.join(" ")
+        });
+        let mut fitting: Vec<u32> = up()
+            .filter(|at| self.index.hosts[*at as usize].has(need.tags))
+            .collect();
+        if fitting.is_empty() {
+            return format!("no host has the tags {tags}");
+        }
+        let with_tags = if tags.is_empty() {
+            String::new()
+        } else {
+            format!(" with the tags {tags}")
+        };
+        let needed = in_words(need.memory_bytes);
+        let in_all = |at: &u32| self.index.hosts[*at as usize].host.memory_bytes;
+        fitting.sort_by_key(|at| (Reverse(in_all(at)), *at));
+        if in_all(&fitting[0]) < need.memory_bytes {
+            let largest = self.index.hosts[fitting[0] as usize].host;
+            let has = in_words(largest.memory_bytes);
+            return format!(
+                "no host{with_tags} has {needed} of memory at all: {}, the largest, has {has}",
+                largest.id
+            );
+        }
+        fitting.sort_by_key(|at| (Reverse(self.memory_free_bytes(*at)), *at));
+        let mut named: Vec<String> = fitting
+            .iter()
+            .take(NAMED_MAX)
+            .map(|at| {
+                let free = in_words(self.memory_free_bytes(*at));
+                format!("{} has {free}", self.index.hosts[*at as usize].host.id)
+            })
+            .collect();
+        match fitting.len().saturating_sub(NAMED_MAX) {
+            0 => {}
+            more => named.push(format!("{more} more have less")),
+        }
+        format!(
+            "no host{with_tags} has {needed} of memory free: {}",
+            named.join(", ")
+        )
+    }
+}
+
+impl Slot {
+    fn add(&mut self, need: Need) {
+        self.memory_taken_bytes = self.memory_taken_bytes.saturating_add(need.memory_bytes);
+        self.cpu_taken_milli = self.cpu_taken_milli.saturating_add(need.cpu_milli);
+    }
+}
+
+/// Finds the best host for one after another of a group.
+///
+/// Most groups are small and most hosts have none of them: the first in the order of load is then
+/// the answer. Only where that fails are all hosts compared, once, in a heap that the group's own
+/// placements keep up to date. Both ways give the same host.
+struct Chooser {
+    same: BTreeMap<u32, u32>,
+    heap: Option<BinaryHeap<Reverse<(u32, u64, u32)>>>,
+}
+
+impl Chooser {
+    fn new(index: &Index, key: Option<GroupKey>) -> Self {
+        let mut same = BTreeMap::new();
+        let group = key.and_then(|key| index.groups.get(&key));
+        for host in group
+            .iter()
+            .flat_map(|group| &group.active)
+            .filter_map(|job| job.host.as_ref())
+        {
+            if let Some(at) = index.position(host.as_str()) {
+                *same.entry(at).or_default() += 1;
+            }
+        }
+        Chooser { same, heap: None }
+    }
+
+    fn choose(&mut self, places: &Places, need: Need) -> Option<u32> {
+        if self.heap.is_none() {
+            let walk = places.by_load.iter().take(WALK_MAX).map(|(_, at)| *at);
+            let first = walk
+                .into_iter()
+                .find(|at| !self.same.contains_key(at) && places.can_take(*at, need));
+            if first.is_some() {
+                return first;
+            }
+        }
+        let same = &self.same;
+        let heap = self.heap.get_or_insert_with(|| {
+            let able = places.by_load.iter().filter(|(_, at)| places.can_take(*at, need));
+            able.map(|(load, at)| Reverse((same.get(at).copied().unwrap_or(0), *load, *at)))
+                .collect()
+        });
+        loop {
+            let Reverse((_, _, at)) = heap.pop()?;
+            // One that is full stays so for the rest of the group.
+            if places.can_take(at, need) {
+                return Some(at);
+            }
+        }
+    }
+
+    fn chosen(&mut self, places: &Places, at: u32) {
+        let count = self.same.entry(at).or_default();
+        *count += 1;
+        if let Some(heap) = &mut self.heap {
+            heap.push(Reverse((*count, places.load(at), at)));
+        }
+    }
+}
+
+/// `512 MB`, `2 GB`: binary units by their usual names, as memory is given everywhere else.
+fn in_words(bytes: i64) -> String {
+    const MB: i64 = 1 << 20;
+    match bytes.max(0) {
+        bytes if bytes >= 1 << 30 && bytes % (1 << 30) == 0 => format!("{} GB", bytes >> 30),
+        bytes if bytes >= MB => format!("{} MB", bytes / MB),
+        bytes => format!("{bytes} bytes"),
+    }
+}

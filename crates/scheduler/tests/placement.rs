@@ -1,0 +1,112 @@
+//! Which host, or why none.
+
+mod common;
+use common::check;
+
+#[test]
+fn a_group_is_spread_over_the_hosts() {
+    check(
+        "host a; host b; want v1 web=2 worker=1",
+        "create web.new1 of v1
+         start web.new1 on a
+         create web.new2 of v1
+         start web.new2 on b
+         create worker.new3 of v1
+         start worker.new3 on a",
+    );
+}
+
+#[test]
+fn the_least_loaded_host_is_taken_among_equals() {
+    check(
+        "host a; host b; want v1 web=1 worker=1; job w v1/worker up a",
+        "create web.new1 of v1
+         start web.new1 on b",
+    );
+}
+
+#[test]
+fn tags_are_kept_to() {
+    check(
+        "host a; host b disk=ssd; want v1 web=1; tags v1 web disk=ssd",
+        "create web.new1 of v1
+         start web.new1 on b",
+    );
+    check(
+        "host a; want v1 web=1; tags v1 web disk=ssd",
+        "create web.new1 of v1, waits: no host has the tags disk=ssd",
+    );
+}
+
+#[test]
+fn declared_memory_is_not_overcommitted() {
+    check(
+        "host a mem=1000; host b mem=600; memory v1 web 512; want v1 web=3",
+        "create web.new1 of v1
+         start web.new1 on a
+         create web.new2 of v1
+         start web.new2 on b
+         create web.new3 of v1, waits: no host has 512 MB of memory free: a has 488 MB, b has 88 MB",
+    );
+}
+
+#[test]
+fn a_small_machine_runs_many_processes_that_declare_nothing() {
+    let lines: String = (1..=20)
+        .map(|n| format!("create web.new{n} of v1\nstart web.new{n} on a\n"))
+        .collect();
+    check("host a mem=2048; want v1 web=20", &lines);
+    check("host a mem=2048; memory v1 web 1024; want v1 web=20", &lines);
+}
+
+#[test]
+fn a_request_larger_than_any_host_says_so() {
+    check(
+        "host a mem=1000; host b mem=2048; memory v1 web 4096; want v1 web=1",
+        "create web.new1 of v1, waits: no host has 4 GB of memory at all: b, the largest, has 2 GB",
+    );
+}
+
+#[test]
+fn a_stopping_job_holds_its_memory() {
+    check(
+        "host a mem=1000; memory v1 web 600; want v1 web=1; job w v1/web stopping a killed",
+        "create web.new1 of v1, waits: no host has 600 MB of memory free: a has 400 MB",
+    );
+}
+
+#[test]
+fn a_reason_is_written_when_it_changes() {
+    check(
+        "host a; want v1 web=1; tags v1 web disk=ssd; job w v1/web pending",
+        "wait web.w: no host has the tags disk=ssd",
+    );
+    check("want v1 web=1; job w v1/web pending", "wait web.w: no host is up");
+}
+
+#[test]
+fn the_longest_waiting_is_served_first() {
+    check(
+        "host a mem=1000; memory v1 web 600; memory v1 worker 600; want v1 web=1 worker=1; \
+         job w v1/web pending age=5; job x v1/worker pending age=50",
+        "start worker.x on a
+         wait web.w: no host has 600 MB of memory free: a has 400 MB",
+    );
+}
+
+#[test]
+fn a_one_off_goes_to_the_host_that_it_asks_for() {
+    check(
+        "host a; host b; job r v1/ pending oneoff for=b",
+        "start run.r on b",
+    );
+    check(
+        "host a; host b silent=1; job r v1/ pending oneoff for=b",
+        "wait run.r: host b does not answer",
+    );
+    check(
+        "host a; job r v1/ pending oneoff for=b",
+        "wait run.r: there is no host b",
+    );
+    check("host a; job r v1/ pending oneoff", "start run.r on a");
+}
