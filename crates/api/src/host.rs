@@ -249,3 +249,13 @@ pub struct RouterReport {
 fn is_starting(status: &u8) -> bool {
     *status == status::STARTING
 }
+
+/// One service with its instances, oldest first: what `GET /internal/services` streams lists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    pub name: String,
+    /// The id of the instance that leads: the oldest healthy one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    pub instances: Vec<types::Instance>,
+}

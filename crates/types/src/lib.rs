@@ -42,6 +42,7 @@ pub use resources::{ResourceLimit, Resources};
 pub use route::{Certificate, Route, RouteKind};
 pub use service::{Instance, ServiceMeta};
 pub use time::Timestamp;
+pub use uuid::Uuid;
 
 /// A table of rows by id that is cheap to clone, as state, snapshots and plans all hold one.
 pub type Table<K, V> = imbl::OrdMap<K, std::sync::Arc<V>>;

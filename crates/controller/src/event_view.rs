@@ -1,0 +1,92 @@
+//! Events of the state in the contract's form.
+
+use std::sync::Arc;
+
+use api::wire;
+use state::{State, StateEvent, Subject};
+use types::{Certificate, Event, Job, Route};
+
+/// The event as watchers get it. Jobs are shown with their command, which is looked up now; a release
+/// that is gone since leaves it out.
+pub fn event(state: &State, event: &StateEvent) -> Event {
+    let subject = &*event.subject;
+    let data = match subject {
+        Subject::App { app } => json(app),
+        Subject::AppDeletion { app, releases } => json(&wire::AppDeletionEvent {
+            app_deletion: Some(wire::AppDeletion {
+                app: app.app.id.to_string(),
+                deleted_routes: app.routes.iter().map(|found| route(state, found)).collect(),
+                deleted_resources: vec![],
+                deleted_releases: releases.clone(),
+            }),
+            error: String::new(),
+        }),
+        Subject::AppRelease { previous, release } => {
+            json(&wire::AppRelease { prev_release: previous.clone(), release: release.clone() })
+        }
+        Subject::Artifact { artifact } => json(artifact),
+        Subject::Release { release } => json(release),
+        Subject::ReleaseDeletion { app, release } => json(&wire::ReleaseDeletionEvent {
+            release_deletion: Some(wire::ReleaseDeletion {
+                app: app.to_string(),
+                release: release.id.to_string(),
+                remaining_apps: vec![],
+                deleted_files: vec![],
+            }),
+            error: String::new(),
+        }),
+        Subject::ScaleRequest { request } | Subject::ScaleRequestCancelation { request } => json(request),
+        Subject::Deployment { deployment, status, error } => json(&wire::DeploymentEvent {
+            app: Some(deployment.app),
+            deployment: Some(deployment.id),
+            release: Some(deployment.new_release),
+            status: serde_json::to_value(status).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+            error: error.clone(),
+            ..Default::default()
+        }),
+        Subject::DeploymentJob { deployment, job, state } => json(&wire::DeploymentEvent {
+            app: Some(deployment.app),
+            deployment: Some(deployment.id),
+            release: job.release,
+            status: "running".into(),
+            job_type: job.process_type.clone(),
+            job_state: Some(*state),
+            error: job.exit.as_ref().filter(|_| job.stop_reason.is_none()).map(ToString::to_string).unwrap_or_default(),
+        }),
+        Subject::Job { job } => json(&self::job(state, job)),
+        Subject::Route { route: found } | Subject::RouteDeletion { route: found } => json(&route(state, found)),
+    };
+    Event {
+        id: event.id,
+        app: event.app,
+        object_type: subject.object_type(),
+        object_id: subject.object_id(),
+        data: Arc::new(data),
+        created_at: event.at,
+    }
+}
+
+pub fn job(state: &State, job: &Job) -> wire::Job {
+    wire::Job::of(job, crate::host_job::args(state, job))
+}
+
+/// A route with its certificate; the private key stays here.
+pub fn route(state: &State, route: &Route) -> wire::RouteView {
+    let certificate = route.certificate_id.and_then(|id| state.certificates.get(&id));
+    wire::RouteView { route: Route::clone(route), certificate: certificate.map(|found| certificate_view(found)) }
+}
+
+fn certificate_view(certificate: &Certificate) -> wire::CertificateView {
+    wire::CertificateView {
+        id: Some(certificate.id),
+        routes: vec![],
+        cert: certificate.cert.clone(),
+        key: String::new(),
+        created_at: Some(certificate.created_at),
+        updated_at: Some(certificate.updated_at),
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> serde_json::Value {
+    serde_json::to_value(value).expect("API values always serialise")
+}

@@ -1,0 +1,283 @@
+//! What routers and discovery follow: routes and services, made from the rows.
+//!
+//! A service's instances are its jobs that are up and healthy, so there is no second registry that
+//! could disagree with the first. Each follower is sent everything once and then what changed.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use api::{host::ServiceView, sse};
+use bytes::Bytes;
+use routing::feed::{Backend, Certificate, HttpRoute, Route, Service, Snapshot, TcpRoute, Update};
+use state::State;
+use types::{Instance, Job, JobState, RouteKind};
+
+use crate::{Config, Controller, host_job, routers::Connection};
+
+/// The certificate that serves names without one of their own.
+const CLUSTER_CERTIFICATE: &str = "cluster";
+
+/// The routing of the whole cluster at one revision of the state.
+pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
+    let mut routes: Vec<_> = state.routes.values().map(|route| routing_route(route)).collect();
+    let mut services: BTreeMap<String, Service> = BTreeMap::new();
+    // A routed service without instances is still known: its page says that nothing runs.
+    for route in state.routes.values() {
+        let app = route.parent_ref.rsplit('/').next().and_then(|id| id.parse::<types::AppId>().ok());
+        let app = app.and_then(|id| state.apps.get(&id));
+        services.entry(route.service.clone()).or_insert_with(|| Service {
+            name: route.service.clone(),
+            app_id: app.map(|app| app.id.to_string()).unwrap_or_default(),
+            app_name: app.map(|app| app.name.clone()).unwrap_or_default(),
+            leader: None,
+            response_timeout_ms: None,
+            backends: vec![],
+        });
+    }
+    for (name, list) in instances(state) {
+        let Some(service) = services.get_mut(&name) else { continue };
+        service.leader = list.iter().find(|found| !found.job.is_unhealthy).map(|found| found.instance.id.clone());
+        service.backends = list
+            .iter()
+            .filter_map(|found| {
+                Some(Backend {
+                    id: found.instance.id.clone(),
+                    addr: found.instance.addr.parse().ok()?,
+                    job_id: found.job.id.to_string(),
+                    job_type: found.job.process_type.clone(),
+                    healthy: !found.job.is_unhealthy,
+                })
+            })
+            .collect();
+    }
+    for system in &config.system_routes {
+        let name = format!("flynn-{}", system.subdomain);
+        routes.push(Route::Http(HttpRoute {
+            id: format!("system/{}", system.subdomain),
+            domain: format!("{}.{}", system.subdomain, config.domain),
+            path: "/".into(),
+            port: 0,
+            service: name.clone(),
+            sticky: false,
+            leader: false,
+            drain_backends: false,
+            disable_keep_alives: false,
+            certificate: None,
+        }));
+        let backend = Backend {
+            id: name.clone(),
+            addr: system.address,
+            job_id: String::new(),
+            job_type: String::new(),
+            healthy: true,
+        };
+        services.insert(name.clone(), Service {
+            name,
+            app_id: String::new(),
+            app_name: system.subdomain.clone(),
+            leader: None,
+            response_timeout_ms: Some(0),
+            backends: vec![backend],
+        });
+    }
+    let mut certificates: Vec<_> = state
+        .certificates
+        .values()
+        .map(|certificate| Certificate {
+            id: certificate.id.to_string(),
+            domains: vec![],
+            cert: certificate.cert.clone(),
+            key: certificate.key.clone(),
+        })
+        .collect();
+    certificates.push(Certificate {
+        id: CLUSTER_CERTIFICATE.into(),
+        domains: vec![config.domain.clone(), format!("*.{}", config.domain)],
+        cert: config.cert.clone(),
+        key: config.cert_key.clone(),
+    });
+    Snapshot {
+        generation: state.revision,
+        domain: config.domain.clone(),
+        sticky_key: sticky_key.to_owned(),
+        default_certificate: Some(CLUSTER_CERTIFICATE.into()),
+        routes,
+        services: services.into_values().collect(),
+        certificates,
+    }
+}
+
+struct Found {
+    instance: Instance,
+    job: Arc<Job>,
+}
+
+/// Instances by service, the oldest first.
+fn instances(state: &State) -> BTreeMap<String, Vec<Found>> {
+    let mut services: BTreeMap<String, Vec<Found>> = BTreeMap::new();
+    for job in state.jobs.values().filter(|job| job.state == JobState::Up && job.one_off.is_none()) {
+        let (Some(address), Some(app)) = (job.address, state.apps.get(&job.app)) else { continue };
+        let Some(release) = job.release.and_then(|id| state.releases.get(&id)) else { continue };
+        let Some(process) = release.processes.get(&job.process_type) else { continue };
+        for (name, port) in host_job::services(&app.name, &job.process_type, process) {
+            let meta = BTreeMap::from([
+                ("FLYNN_APP_ID".to_owned(), app.id.to_string()),
+                ("FLYNN_APP_NAME".to_owned(), app.name.clone()),
+                ("FLYNN_JOB_ID".to_owned(), job.reference().to_string()),
+                ("FLYNN_PROCESS_TYPE".to_owned(), job.process_type.clone()),
+                ("FLYNN_RELEASE_ID".to_owned(), release.id.to_string()),
+            ]);
+            let instance = Instance {
+                id: format!("{}-{}", job.id, port.port),
+                addr: SocketAddr::new(address, port.port).to_string(),
+                proto: if port.proto.is_empty() { "tcp".into() } else { port.proto.clone() },
+                meta,
+                index: job.up_at.map_or(0, |at| at.as_micros() as u64),
+            };
+            services.entry(name).or_default().push(Found { instance, job: job.clone() });
+        }
+    }
+    for list in services.values_mut() {
+        list.sort_by(|a, b| (a.instance.index, &a.instance.id).cmp(&(b.instance.index, &b.instance.id)));
+    }
+    services
+}
+
+fn routing_route(route: &types::Route) -> Route {
+    match route.kind {
+        RouteKind::Http => Route::Http(HttpRoute {
+            id: route.formatted_id(),
+            domain: route.domain.clone(),
+            path: route.path.clone(),
+            port: route.port,
+            service: route.service.clone(),
+            sticky: route.sticky,
+            leader: route.leader,
+            drain_backends: route.drain_backends,
+            disable_keep_alives: route.disable_keep_alives,
+            certificate: route.certificate_id.map(|id| id.to_string()),
+        }),
+        RouteKind::Tcp => Route::Tcp(TcpRoute {
+            id: route.formatted_id(),
+            port: route.port,
+            service: route.service.clone(),
+            leader: route.leader,
+            drain_backends: route.drain_backends,
+        }),
+    }
+}
+
+/// What turns `old` into `new`, in an order in which nothing is ever missing: certificates and
+/// services before the routes that name them, removals last.
+pub fn difference(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
+    let generation = new.generation;
+    let mut updates = vec![];
+    let (before, after) = (by(&old.certificates, |c| &c.id), by(&new.certificates, |c| &c.id));
+    let (services_before, services_after) = (by(&old.services, |s| &s.name), by(&new.services, |s| &s.name));
+    let (routes_before, routes_after) = (by(&old.routes, |r| r.id()), by(&new.routes, |r| r.id()));
+    for (id, certificate) in &after {
+        if before.get(id) != Some(certificate) {
+            updates.push(Update::SetCertificate { generation, certificate: (*certificate).clone() });
+        }
+    }
+    for (name, service) in &services_after {
+        if services_before.get(name) != Some(service) {
+            updates.push(Update::SetService { generation, service: (*service).clone() });
+        }
+    }
+    for (id, route) in &routes_after {
+        if routes_before.get(id) != Some(route) {
+            updates.push(Update::SetRoute { generation, route: (*route).clone() });
+        }
+    }
+    for id in routes_before.keys().filter(|id| !routes_after.contains_key(*id)) {
+        updates.push(Update::RemoveRoute { generation, id: (*id).to_owned() });
+    }
+    for name in services_before.keys().filter(|name| !services_after.contains_key(*name)) {
+        updates.push(Update::RemoveService { generation, name: (*name).to_owned() });
+    }
+    for id in before.keys().filter(|id| !after.contains_key(*id)) {
+        updates.push(Update::RemoveCertificate { generation, id: (*id).to_owned() });
+    }
+    updates
+}
+
+fn by<T>(rows: &[T], key: impl Fn(&T) -> &str) -> BTreeMap<&str, &T> {
+    rows.iter().map(|row| (key(row), row)).collect()
+}
+
+/// Everything for one router, then changes, for as long as it stays connected.
+pub fn follow(controller: Controller, router: String) -> impl futures::Stream<Item = Bytes> + Send {
+    let changes = controller.changes();
+    let connection = controller.routers.connect(&router);
+    let state = (controller, connection, changes, None::<Snapshot>, VecDeque::<Bytes>::new());
+    futures::stream::unfold(state, |(controller, connection, mut changes, mut sent, mut ready)| async move {
+        loop {
+            if let Some(message) = ready.pop_front() {
+                return Some((message, (controller, connection, changes, sent, ready)));
+            }
+            changes.borrow_and_update();
+            let new = snapshot(&controller.state(), &controller.config, controller.routers.sticky_key());
+            let updates = match &sent {
+                None => vec![Update::Snapshot(new.clone())],
+                Some(old) => difference(old, &new),
+            };
+            ready.extend(updates.iter().map(sse::message));
+            note_sent(&connection, &new, !updates.is_empty());
+            sent = Some(new);
+            if ready.is_empty() && changes.changed().await.is_err() {
+                return None;
+            }
+        }
+    })
+}
+
+fn note_sent(connection: &Connection, sent: &Snapshot, has_updates: bool) {
+    let backends = sent.services.iter().flat_map(|service| service.backends.iter().map(|backend| backend.addr));
+    connection.note_sent(sent.generation, has_updates, backends.collect());
+}
+
+/// All services, again after every change of one.
+pub fn follow_services(controller: Controller) -> impl futures::Stream<Item = Bytes> + Send {
+    let changes = controller.changes();
+    futures::stream::unfold((controller, changes, None), |(controller, mut changes, mut sent)| async move {
+        loop {
+            changes.borrow_and_update();
+            let services = services(&controller.state());
+            if sent.as_ref() != Some(&services) {
+                let message = sse::message(&services);
+                sent = Some(services);
+                return Some((message, (controller, changes, sent)));
+            }
+            if changes.changed().await.is_err() {
+                return None;
+            }
+        }
+    })
+}
+
+fn services(state: &State) -> Vec<ServiceView> {
+    let view = |(name, list): (String, Vec<Found>)| {
+        let healthy: Vec<_> =
+            list.into_iter().filter(|found| !found.job.is_unhealthy).map(|found| found.instance).collect();
+        ServiceView { name, leader: healthy.first().map(|first| first.id.clone()), instances: healthy }
+    };
+    let mut services: Vec<_> = instances(state).into_iter().map(view).collect();
+    let hosts = state.hosts.values().filter(|host| host.state == types::HostState::Up).map(|host| Instance {
+        id: host.id.to_string(),
+        addr: host.addr.clone(),
+        proto: "http".into(),
+        meta: host.tags.iter().map(|(key, value)| (format!("tag:{key}"), value.clone())).collect(),
+        index: host.created_at.as_micros() as u64,
+    });
+    let hosts: Vec<_> = hosts.collect();
+    services.push(ServiceView {
+        name: "flynn-host".into(),
+        leader: hosts.first().map(|first| first.id.clone()),
+        instances: hosts,
+    });
+    services
+}

@@ -1,0 +1,41 @@
+//! Request bodies: JSON, of a limited size, with the contract's errors.
+
+use api::{Code, Error};
+use axum::{body::to_bytes, extract::{FromRequest, Request}};
+use http::header;
+use serde::de::DeserializeOwned;
+
+use super::error::Failure;
+
+/// Longest request body. Environments are the largest things in one, and the kernel starts no
+/// process with more than about 2 MiB of those.
+pub const BODY_BYTES_MAX: usize = 4 << 20;
+
+/// A JSON body. `serde_json` refuses what is nested more than 128 deep.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
+        let bytes = read(request).await?;
+        let value = serde_json::from_slice(&bytes).map_err(|_| syntax_error())?;
+        Ok(Body(value))
+    }
+}
+
+/// The same for handlers that look at the raw value first.
+pub async fn read(request: Request) -> Result<bytes::Bytes, Failure> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if !content_type.is_some_and(|value| value.contains("application/json")) {
+        return Err(Error::invalid("Content-Type must be application/json").into());
+    }
+    to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(|_| {
+        let message = format!("the request body is longer than {BODY_BYTES_MAX} bytes, or broke off");
+        Failure(Error::new(Code::RequestBodyTooBig, message))
+    })
+}
+
+pub fn syntax_error() -> Failure {
+    Failure(Error::new(Code::SyntaxError, "The provided JSON input is invalid"))
+}

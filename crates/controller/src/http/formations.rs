@@ -1,0 +1,136 @@
+//! Formations and scale requests.
+
+use std::sync::Arc;
+
+use api::{
+    Error,
+    wire::{ExpandedFormation, FormationUpdate, NewScaleRequest},
+};
+use axum::{
+    Json,
+    extract::{Path, Query, State as Extract},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use state::{Change, State};
+use types::{AppId, Formation, Processes, ReleaseId, ScaleRequest, ScaleRequestId, ScaleRequestState, Uuid};
+
+use super::{Shared, body::Body, error::Failure, find_app_id, parse_id};
+
+/// Jobs of one type that one request may ask for.
+const COUNT_MAX: u32 = 10_000;
+
+#[derive(Deserialize)]
+pub struct Expand {
+    #[serde(default)]
+    expand: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub struct Active {
+    #[serde(default)]
+    active: Option<String>,
+}
+
+pub async fn list(
+    Extract(controller): Shared,
+    Path(app): Path<String>,
+) -> Result<Json<Vec<Arc<Formation>>>, Failure> {
+    let state = controller.state();
+    let app = find_app_id(&state, &app)?;
+    Ok(Json(state.formations_of(app).cloned().collect()))
+}
+
+/// All formations that want something, with what they refer to.
+pub async fn all(
+    Extract(controller): Shared,
+    Query(query): Query<Active>,
+) -> Result<Json<Vec<ExpandedFormation>>, Failure> {
+    if query.active.as_deref() != Some("true") {
+        return Err(Error::invalid("formations can only be listed with ?active=true").into());
+    }
+    let state = controller.state();
+    let wanted = state.formations.values().filter(|formation| formation.processes.values().any(|count| *count > 0));
+    Ok(Json(wanted.filter_map(|formation| expanded(&state, formation)).collect()))
+}
+
+pub async fn get(
+    Extract(controller): Shared,
+    Path((app, release)): Path<(String, String)>,
+    Query(query): Query<Expand>,
+) -> Result<Response, Failure> {
+    let state = controller.state();
+    let (app, release) = (find_app_id(&state, &app)?, parse_id::<ReleaseId>(&release)?);
+    let formation = state.formations.get(&(app, release)).ok_or_else(Error::not_found)?;
+    if query.expand.as_deref() == Some("true") {
+        return Ok(Json(expanded(&state, formation).ok_or_else(Error::not_found)?).into_response());
+    }
+    Ok(Json(formation.clone()).into_response())
+}
+
+pub async fn put(
+    Extract(controller): Shared,
+    Path((app, release)): Path<(String, String)>,
+    Body(update): Body<FormationUpdate>,
+) -> Result<Json<Arc<Formation>>, Failure> {
+    let (app, release) = ids(&controller.state(), &app, &release)?;
+    request(&controller, app, release, update.processes, update.tags).await?;
+    let state = controller.state();
+    Ok(Json(state.formations.get(&(app, release)).cloned().ok_or_else(Error::not_found)?))
+}
+
+/// Scales everything down and forgets the formation.
+pub async fn delete(
+    Extract(controller): Shared,
+    Path((app, release)): Path<(String, String)>,
+) -> Result<(), Failure> {
+    let state = controller.state();
+    let (app, release) = ids(&state, &app, &release)?;
+    if !state.formations.contains_key(&(app, release)) {
+        return Err(Error::not_found().into());
+    }
+    controller.write(Change::DeleteFormation { app, release }).await?;
+    Ok(())
+}
+
+pub async fn scale(
+    Extract(controller): Shared,
+    Path((app, release)): Path<(String, String)>,
+    Body(new): Body<NewScaleRequest>,
+) -> Result<Json<Arc<ScaleRequest>>, Failure> {
+    let (app, release) = ids(&controller.state(), &app, &release)?;
+    let id = request(&controller, app, release, new.new_processes, new.new_tags).await?;
+    let found = controller.state().scale_requests.get(&id).cloned();
+    let mut found = ScaleRequest::clone(&*found.ok_or_else(Error::not_found)?);
+    // The answer is the request as it was made, whatever became of it since.
+    found.state = ScaleRequestState::Pending;
+    found.updated_at = found.created_at;
+    Ok(Json(Arc::new(found)))
+}
+
+async fn request(
+    controller: &crate::Controller,
+    app: AppId,
+    release: ReleaseId,
+    processes: Option<Processes>,
+    tags: Option<types::Tags>,
+) -> Result<ScaleRequestId, Failure> {
+    if let Some((name, count)) = processes.iter().flatten().find(|(_, count)| **count > COUNT_MAX) {
+        let reason = format!("asks for {count} jobs of type {name:?}; at most {COUNT_MAX} can be asked for");
+        return Err(Error::validation("processes", reason).into());
+    }
+    let request = ScaleRequestId(Uuid::new_v4());
+    controller.write(Change::Scale { request, app, release, processes, tags }).await?;
+    Ok(request)
+}
+
+fn ids(state: &State, app: &str, release: &str) -> Result<(AppId, ReleaseId), Failure> {
+    Ok((find_app_id(state, app)?, parse_id(release)?))
+}
+
+fn expanded(state: &State, formation: &Formation) -> Option<ExpandedFormation> {
+    let app = state.apps.get(&formation.app)?.clone();
+    let release = state.releases.get(&formation.release)?.clone();
+    let artifacts = release.artifacts.iter().filter_map(|id| state.artifacts.get(id).cloned()).collect();
+    Some(ExpandedFormation::of(app, release, artifacts, formation))
+}

@@ -1,0 +1,134 @@
+//! The API over HTTP: one file per kind of object, one line per path here.
+
+mod apps;
+mod artifacts;
+mod body;
+mod deployments;
+pub mod error;
+mod events;
+mod formations;
+mod internal;
+mod jobs;
+mod log;
+mod releases;
+mod routes;
+mod status;
+
+use axum::{
+    Router,
+    extract::State as Extract,
+    middleware::from_fn_with_state,
+    response::Response,
+    routing::{get, post, put},
+};
+use http::StatusCode;
+use types::{App, AppId};
+
+use crate::Controller;
+
+/// Handlers get the controller by this name, as `State` is the cluster's here.
+type Shared = Extract<Controller>;
+
+pub fn router(controller: Controller) -> Router {
+    let keys = controller.config.keys.clone();
+    let users = Router::new()
+        .route("/apps", get(apps::list).post(apps::create))
+        .route("/apps/{app}", get(apps::get).post(apps::update).delete(apps::delete))
+        .route("/apps/{app}/meta", post(apps::update_meta))
+        .route("/apps/{app}/log", get(log::get))
+        .route("/releases", get(releases::list).post(releases::create))
+        .route("/releases/{release}", get(releases::get))
+        .route("/apps/{app}/releases", get(releases::list_of_app))
+        .route("/apps/{app}/releases/{release}", get(releases::get_of_app).delete(releases::delete))
+        .route("/apps/{app}/release", get(releases::current).put(releases::set_current))
+        .route("/artifacts", get(artifacts::list).post(artifacts::create))
+        .route("/artifacts/{artifact}", get(artifacts::get))
+        .route("/apps/{app}/formations", get(formations::list))
+        .route(
+            "/apps/{app}/formations/{release}",
+            get(formations::get).put(formations::put).delete(formations::delete),
+        )
+        .route("/formations", get(formations::all))
+        .route("/apps/{app}/scale/{release}", put(formations::scale))
+        .route("/apps/{app}/deploy", post(deployments::create))
+        .route("/apps/{app}/deployments", get(deployments::list))
+        .route("/deployments/{deployment}", get(deployments::get))
+        .route("/apps/{app}/jobs", get(jobs::list).post(jobs::create))
+        .route("/apps/{app}/jobs/{job}", get(jobs::get).delete(jobs::stop))
+        .route("/apps/{app}/jobs/{job}/exec", post(jobs::exec))
+        .route("/active-jobs", get(jobs::active))
+        .route("/routes", get(routes::all))
+        .route("/apps/{app}/routes", get(routes::list).post(routes::create))
+        .route(
+            "/apps/{app}/routes/{kind}/{route}",
+            get(routes::get).put(routes::update).delete(routes::delete),
+        )
+        .route("/events", get(events::list_or_follow))
+        .route("/events/{event}", get(events::get))
+        .route("/hosts", get(status::hosts))
+        .route("/.well-known/status", get(status::status))
+        .layer(from_fn_with_state(keys.clone(), daemon::auth::require_key));
+    let parts = Router::new()
+        .route("/internal/hosts/{host}", put(internal::report_host))
+        .route("/internal/hosts/{host}/assignments", get(internal::assignments))
+        .route("/internal/hosts/{host}/jobs/{job}", post(internal::report_job))
+        .route("/internal/routing", get(internal::routing))
+        .route("/internal/routers/{router}", post(internal::report_router))
+        .route("/internal/layers", get(internal::layers))
+        .route("/internal/apps", get(internal::apps))
+        .route("/internal/services", get(internal::services))
+        .layer(from_fn_with_state(keys, daemon::auth::require_internal_key));
+    Router::new()
+        .merge(users)
+        .merge(parts)
+        .route("/ping", get(async || StatusCode::OK))
+        .route("/ca-cert", get(status::ca_cert))
+        .fallback(not_found)
+        .with_state(controller)
+}
+
+/// As Go's standard router answers unknown paths, which is what clients of the original saw.
+async fn not_found() -> (StatusCode, &'static str) {
+    (StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+/// The app that a path names, by id or name.
+fn find_app(state: &state::State, app: &str) -> Result<std::sync::Arc<App>, api::Error> {
+    state.find_app(app).cloned().ok_or_else(api::Error::not_found)
+}
+
+fn find_app_id(state: &state::State, app: &str) -> Result<AppId, api::Error> {
+    find_app(state, app).map(|app| app.id)
+}
+
+/// An id in a path; what is no id names nothing.
+fn parse_id<T: std::str::FromStr>(text: &str) -> Result<T, api::Error> {
+    text.parse().map_err(|_| api::Error::not_found())
+}
+
+/// A streamed answer of server-sent events; a keep-alive every 30 s shows that the other side is there.
+fn event_stream<S>(stream: S) -> Response
+where
+    S: futures::Stream<Item = bytes::Bytes> + Send + 'static,
+{
+    use futures::StreamExt;
+    let interval = tokio::time::interval_at(
+        tokio::time::Instant::now() + KEEP_ALIVE_INTERVAL,
+        KEEP_ALIVE_INTERVAL,
+    );
+    let keep_alives = tokio_stream::wrappers::IntervalStream::new(interval)
+        .map(|_| None);
+    let events = stream.map(Some).chain(futures::stream::once(async { Some(bytes::Bytes::new()) }));
+    let merged = futures::stream::select(events, keep_alives)
+        // The empty item marks the end of the events, which must end the keep-alives too.
+        .take_while(|item| std::future::ready(item.as_ref().is_none_or(|bytes| !bytes.is_empty())))
+        .map(|item| item.unwrap_or(bytes::Bytes::from_static(api::sse::KEEP_ALIVE)))
+        .map(Ok::<_, std::convert::Infallible>);
+    Response::builder()
+        .header(http::header::CONTENT_TYPE, api::sse::CONTENT_TYPE)
+        .header(http::header::CACHE_CONTROL, "no-cache")
+        .body(axum::body::Body::from_stream(merged))
+        .expect("constant headers are valid")
+}
+
+const KEEP_ALIVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(30);

@@ -1,0 +1,148 @@
+//! Commands: what can be asked of the state, and what it answers.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use types::{
+    App, AppId, Artifact, ArtifactId, Certificate, Deployment, DeploymentId, DeploymentStatus, Exit, Host, HostId,
+    HostState, Job, JobId, Processes, Release, ReleaseId, Route, RouteId, ScaleRequestId, StopReason, Strategy, Tags,
+    Timestamp,
+};
+
+/// A change with the time at which it was proposed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Command {
+    pub at: Timestamp,
+    pub change: Change,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Change {
+    /// With the route that every app gets, if it gets one.
+    CreateApp { app: App, route: Option<Route> },
+    /// What is absent stays.
+    UpdateApp {
+        app: AppId,
+        #[serde(default)]
+        meta: Option<BTreeMap<String, String>>,
+        #[serde(default)]
+        strategy: Option<Strategy>,
+        #[serde(default)]
+        deploy_timeout: Option<i32>,
+    },
+    /// Frees the name and stops the jobs; [`Change::FinishAppDeletion`] removes the rest.
+    DeleteApp { app: AppId },
+    FinishAppDeletion { app: AppId },
+
+    /// Gives the artifact that is there already when the uri is known.
+    CreateArtifact { artifact: Artifact },
+    CreateRelease { release: Release },
+    SetAppRelease { app: AppId, release: ReleaseId },
+    DeleteRelease { app: AppId, release: ReleaseId },
+
+    /// A user's change of a formation, followed by a scale request.
+    Scale {
+        request: ScaleRequestId,
+        app: AppId,
+        release: ReleaseId,
+        #[serde(default)]
+        processes: Option<Processes>,
+        #[serde(default)]
+        tags: Option<Tags>,
+    },
+    /// A deployment's change of a formation.
+    SetFormation { app: AppId, release: ReleaseId, processes: Processes, tags: Tags },
+    DeleteFormation { app: AppId, release: ReleaseId },
+    CompleteScaleRequest { request: ScaleRequestId },
+
+    /// `old_release`, `processes`, `tags` and `status` are filled in from the state.
+    CreateDeployment { deployment: Deployment },
+    SetDeploymentStatus {
+        deployment: DeploymentId,
+        status: DeploymentStatus,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        error: String,
+    },
+
+    /// A user scaled the app meanwhile: what an unfinished deployment ends with, either way.
+    RetargetDeployment { deployment: DeploymentId, processes: Processes },
+
+    CreateJob { job: Job },
+    Job { job: JobId, change: JobChange },
+
+    CreateRoute {
+        route: Route,
+        #[serde(default)]
+        certificate: Option<Certificate>,
+    },
+    UpdateRoute {
+        route: Route,
+        #[serde(default)]
+        certificate: Option<Certificate>,
+    },
+    DeleteRoute { app: AppId, route: RouteId },
+
+    PutHost { host: Host },
+    SetHostState { host: HostId, state: HostState },
+    RemoveHost { host: HostId },
+
+    /// All in order; what is refused is left out and the rest goes on. For plans, whose parts do not
+    /// depend on each other.
+    All { changes: Vec<Change> },
+}
+
+/// How a job moves on. Each is ignored where it would move the job back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "to", rename_all = "snake_case")]
+pub enum JobChange {
+    /// Pending to starting.
+    Place { host: HostId },
+    /// Why it is pending; empty for no reason.
+    Wait { reason: String },
+    /// The container runs.
+    Started { address: Option<IpAddr> },
+    Up { address: Option<IpAddr> },
+    Unhealthy,
+    Stop { reason: StopReason },
+    /// Routers have let go of it.
+    Drained,
+    Down { exit: Exit },
+}
+
+/// What came of a command: the ids that it ended up with, or why it was refused.
+pub type Outcome = Result<Applied, Rejection>;
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Applied {
+    /// For [`Change::CreateArtifact`]: the artifact that has the uri now.
+    pub artifact: Option<ArtifactId>,
+}
+
+/// Why a command changed nothing; kinds as the API tells them apart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// Something it refers to does not exist.
+    #[error("{what} not found")]
+    NotFound { what: String },
+    #[error("{message}")]
+    Exists { message: String },
+    #[error("{message}")]
+    Conflict { message: String },
+    #[error("{message}")]
+    Invalid { field: &'static str, message: String },
+}
+
+impl Rejection {
+    pub(crate) fn not_found(what: impl Into<String>) -> Self {
+        Rejection::NotFound { what: what.into() }
+    }
+
+    pub(crate) fn invalid(field: &'static str, message: impl Into<String>) -> Self {
+        Rejection::Invalid { field, message: message.into() }
+    }
+
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Rejection::Conflict { message: message.into() }
+    }
+}

@@ -1,0 +1,141 @@
+//! Jobs: they only ever move towards their end.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use types::{AppId, DeploymentStatus, Exit, Job, JobId, JobState, Timestamp};
+
+use crate::{
+    ENDED_JOBS_MAX, ENDED_JOBS_OF_APP_MAX, State,
+    command::{JobChange, Rejection},
+    event::Subject,
+};
+
+impl State {
+    pub(crate) fn create_job(&mut self, at: Timestamp, job: Job) -> Result<(), Rejection> {
+        self.require_app(job.app)?;
+        if self.jobs.contains_key(&job.id) {
+            return Ok(());
+        }
+        self.jobs_by_app.insert((job.app, job.id));
+        self.put_job(at, job);
+        Ok(())
+    }
+
+    pub(crate) fn change_job(
+        &mut self,
+        at: Timestamp,
+        id: JobId,
+        change: JobChange,
+    ) -> Result<(), Rejection> {
+        let found = self.jobs.get(&id).ok_or_else(|| Rejection::not_found(format!("job {id}")))?;
+        let mut job = Job::clone(found);
+        if !move_on(&mut job, at, change) {
+            return Ok(());
+        }
+        job.updated_at = at;
+        let has_ended = job.state == JobState::Down;
+        let app = job.app;
+        self.put_job(at, job);
+        if has_ended {
+            self.forget_old_jobs(app);
+        }
+        Ok(())
+    }
+
+    fn put_job(&mut self, at: Timestamp, job: Job) {
+        let job = Arc::new(job);
+        self.jobs.insert(job.id, job.clone());
+        self.emit(at, Some(job.app), Subject::Job { job: job.clone() });
+        let deployment = self.unfinished_deployment(job.app).cloned();
+        if let Some(deployment) = deployment
+            && deployment.status == DeploymentStatus::Running
+            && (Some(deployment.new_release) == job.release || deployment.old_release == job.release)
+        {
+            let (app, state) = (job.app, job.state);
+            self.emit(at, Some(app), Subject::DeploymentJob { deployment, job, state });
+        }
+    }
+
+    /// Keeps the newest ended jobs of each release and type, from which the scheduler knows how they
+    /// fared, and bounds what an app with many releases keeps.
+    fn forget_old_jobs(&mut self, app: AppId) {
+        let mut ended: Vec<_> = self.jobs_of(app).filter(|job| job.state == JobState::Down).cloned().collect();
+        ended.sort_by_key(|job| std::cmp::Reverse((job.ended_at, job.id)));
+        let mut kept: BTreeMap<_, usize> = BTreeMap::new();
+        let mut kept_in_all = 0;
+        for job in ended {
+            let of_kind = kept.entry((job.release, job.process_type.clone())).or_default();
+            if *of_kind < ENDED_JOBS_MAX && kept_in_all < ENDED_JOBS_OF_APP_MAX {
+                *of_kind += 1;
+                kept_in_all += 1;
+            } else {
+                self.jobs.remove(&job.id);
+                self.jobs_by_app.remove(&(app, job.id));
+            }
+        }
+    }
+}
+
+/// Changes the job, or says that the change comes too late to matter.
+fn move_on(job: &mut Job, at: Timestamp, change: JobChange) -> bool {
+    let state = job.state;
+    match change {
+        JobChange::Place { host } if state == JobState::Pending => {
+            job.host = Some(host);
+            job.state = JobState::Starting;
+            job.waiting.clear();
+            job.run_at = None;
+            true
+        }
+        JobChange::Wait { reason } if state == JobState::Pending && job.waiting != reason => {
+            job.waiting = reason;
+            true
+        }
+        JobChange::Started { address } if state < JobState::Down && job.started_at.is_none() => {
+            job.started_at = Some(at);
+            job.address = address.or(job.address);
+            true
+        }
+        JobChange::Up { address } if state == JobState::Starting || (state == JobState::Up && job.is_unhealthy) => {
+            job.state = JobState::Up;
+            job.is_unhealthy = false;
+            job.started_at = job.started_at.or(Some(at));
+            job.up_at = job.up_at.or(Some(at));
+            job.address = address.or(job.address);
+            true
+        }
+        JobChange::Unhealthy if state == JobState::Up && !job.is_unhealthy => {
+            job.is_unhealthy = true;
+            true
+        }
+        JobChange::Stop { reason } if state < JobState::Stopping => {
+            job.stop_reason = Some(reason);
+            job.waiting.clear();
+            if state == JobState::Pending {
+                // It is on no host that could report its end.
+                job.state = JobState::Down;
+                job.ended_at = Some(at);
+            } else {
+                job.state = JobState::Stopping;
+                // Only what is up may have requests in flight.
+                job.is_drained = state != JobState::Up;
+            }
+            true
+        }
+        JobChange::Drained if state == JobState::Stopping && !job.is_drained => {
+            job.is_drained = true;
+            true
+        }
+        JobChange::Down { exit } if state < JobState::Down => {
+            // A host that was told to stop a job before it had begun reports that it never ran.
+            job.exit = Some(exit).filter(|exit| !(job.stop_reason.is_some() && matches!(exit, Exit::Lost(_))));
+            job.state = JobState::Down;
+            job.is_drained = true;
+            job.is_unhealthy = false;
+            job.waiting.clear();
+            job.ended_at = Some(at);
+            true
+        }
+        _ => false,
+    }
+}
