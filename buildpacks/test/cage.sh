@@ -51,7 +51,8 @@ new_app() {
 
 # build [VARIABLE=VALUE...]: builds $app; the output is in $app/output, the time in build_ms. Fails as the build does.
 build() {
-  local began ended key status=0 needed=""
+  local key status=0
+  build_packages_layers="" run_packages_layers=""
   attempt "$@" || status=$?
   if [ "$status" = 75 ]; then
     install_needed
@@ -74,7 +75,7 @@ attempt() {
   chown -R 1000:1000 "$app/tmp"
   chmod 1777 "$app/tmp"
   image_directories=()
-  mount_image build "${build_packages_layers:-}"
+  mount_image build "$build_packages_layers"
   began=$(date +%s%N)
   unshare --mount --pid --fork --kill-child --propagation private bash -ec '
     lower=$1 app=$2 packs=$3 use_layers=$4; shift 4
@@ -97,8 +98,9 @@ attempt() {
 install_needed() {
   local image base
   for image in build run; do
+    [ "$(jq -r ".$image | length" "$app/tmp/out.meta/needs.json")" -gt 0 ] || continue
     mapfile -t base < <(jq -r ".$image.layers[].id" "$stack_directory/images/stack.json")
-    declare -g "${image}_packages_layers=$("$root/script/package-layer" --quiet --base "$(IFS=,; echo "${base[*]}")" "$stack_directory/layers" \
+    declare -g "${image}_packages_layers=$("$root/script/package-layer" --quiet ${PACKAGE_CACHE:+--cache "$PACKAGE_CACHE"} --base "$(IFS=,; echo "${base[*]}")" "$stack_directory/layers" \
       $(jq -r ".$image[]" "$app/tmp/out.meta/needs.json"))"
   done
 }

@@ -392,3 +392,123 @@ case_submodules_are_fetched_at_their_commit() {
   [ "$(cat "$app/out/app/lib/part/text")" = one ]
   [ ! -e "$app/out/app/lib/part/.git" ]
 }
+
+# --- languages whose toolchains are layers made on demand ---
+
+case_go() {
+  new_app go
+  printf 'module example.com/hello\n\ngo 1.22\n' >"$app/src/go.mod"
+  cat >"$app/src/main.go" <<-'GO'
+	package main
+
+	import (
+		"fmt"
+		"net/http"
+		"os"
+	)
+
+	func main() {
+		http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "Hello from Go") })
+		panic(http.ListenAndServe(":"+os.Getenv("PORT"), nil))
+	}
+	GO
+  build
+  measure "cold build $build_ms ms"
+  said "Default types for Go -> web"
+  start web 'curl -s $url | grep "Hello from Go"'
+  sed -i 's/Hello/Hello again/' "$app/src/main.go"
+  build
+  measure "warm build $build_ms ms"
+  start web 'curl -s $url | grep "Hello again from Go"'
+  printf 'module example.com/hello\n\ngo 1.99\n' >"$app/src/go.mod"
+  refused
+  said " !     go.mod asks for Go 1.99"
+}
+
+case_rust() {
+  new_app rust
+  mkdir "$app/src/src"
+  printf '[package]\nname = "hello"\nversion = "0.1.0"\nedition = "2021"\n\n[dependencies]\nitoa = "1"\n' >"$app/src/Cargo.toml"
+  cat >"$app/src/src/main.rs" <<-'RS'
+	use std::io::{Read, Write};
+	fn main() {
+	    let listener = std::net::TcpListener::bind(format!("0.0.0.0:{}", std::env::var("PORT").unwrap())).unwrap();
+	    for stream in listener.incoming() {
+	        let mut stream = stream.unwrap();
+	        let _ = stream.read(&mut [0; 4096]);
+	        let body = format!("Hello from Rust {}\n", itoa::Buffer::new().format(2021));
+	        let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+	    }
+	}
+	RS
+  build
+  said "No Cargo.lock"
+  measure "cold build $build_ms ms"
+  start web 'curl -s $url | grep "Hello from Rust 2021"'
+  sed -i 's/Hello/Hello again/' "$app/src/src/main.rs"
+  build
+  measure "warm build $build_ms ms"
+  start web 'curl -s $url | grep "Hello again from Rust 2021"'
+}
+
+case_ruby() {
+  new_app ruby
+  # RubyGems may be out of reach: what comes with Ruby has to do.
+  : >"$app/src/Gemfile"
+  printf 'GEM\n  specs:\n\nPLATFORMS\n  ruby\n\nDEPENDENCIES\n' >"$app/src/Gemfile.lock"
+  printf 'web: bundle exec ruby web.rb\n' >"$app/src/Procfile"
+  cat >"$app/src/web.rb" <<-'RB'
+	require "socket"
+	require "json"
+	server = TCPServer.new("0.0.0.0", Integer(ENV["PORT"]))
+	Signal.trap("TERM") { exit }
+	loop do
+	  client = server.accept
+	  client.readpartial(4096)
+	  body = JSON.generate("Hello from" => "Ruby") + "\n"
+	  client.write("HTTP/1.1 200 OK\r\nContent-Length: #{body.bytesize}\r\nConnection: close\r\n\r\n#{body}")
+	  client.close
+	rescue EOFError
+	  client.close
+	end
+	RB
+  build
+  measure "cold build $build_ms ms"
+  start web 'curl -s $url | grep "Hello from"'
+  build
+  said "Gemfile.lock is unchanged"
+}
+
+case_java() {
+  new_app java
+  cat >"$app/src/Main.java" <<-'JAVA'
+	import com.sun.net.httpserver.HttpServer;
+	import java.net.InetSocketAddress;
+
+	public class Main {
+	  public static void main(String[] arguments) throws Exception {
+	    HttpServer server = HttpServer.create(new InetSocketAddress(Integer.parseInt(System.getenv("PORT"))), 0);
+	    server.createContext("/", exchange -> {
+	      byte[] body = "Hello from Java\n".getBytes();
+	      exchange.sendResponseHeaders(200, body.length);
+	      exchange.getResponseBody().write(body);
+	      exchange.close();
+	    });
+	    server.start();
+	  }
+	}
+	JAVA
+  build
+  measure "cold build $build_ms ms"
+  said "Default types for Java -> web"
+  start web 'curl -s $url | grep "Hello from Java"'
+}
+
+case_php() {
+  new_app php
+  mkdir "$app/src/public"
+  echo '<?php echo "Hello from PHP at " . $_SERVER["REQUEST_URI"] . "\n"; error_log("seen");' >"$app/src/public/index.php"
+  build
+  measure "cold build $build_ms ms"
+  start web 'curl -s $url/some/route | grep "Hello from PHP at /some/route"; sleep 0.3; grep seen "$app/log"'
+}

@@ -119,6 +119,8 @@ mount_overlay() {
 apt_install() {
   local root=$1 cache=$2 log=$3 config device
   shift 3
+  # Left out with the manual pages, but some packages link into them as they are set up.
+  mkdir -p "$root"/usr/share/man/man{1,2,3,4,5,6,7,8}
   mkdir -p "$cache/apt-lists/partial" "$root"/{proc,dev,tmp} "$root"/etc/apt/{apt.conf.d,preferences.d,sources.list.d,trusted.gpg.d} \
     "$root"/var/{lib/apt/lists,cache/apt/archives/partial} "$root/usr/sbin"
   # Package lists are worth keeping between runs; packages are not, installing them takes far longer.
@@ -168,8 +170,8 @@ clean_tree() {
   rm -rf "$tree"/{dev,proc,sys,run,tmp,var/tmp,var/log,boot,media,mnt}/* \
     "$tree"/var/cache/{apt,ldconfig,debconf,fontconfig,man,nginx} "$tree"/var/lib/apt "$tree"/etc/apt \
     "$tree"/var/lib/dpkg/{status-old,available,available-old,diversions-old,statoverride-old,lock,lock-frontend,triggers/Lock} \
-    "$tree"/var/lib/systemd "$tree"/etc/machine-id "$tree"/etc/{passwd-,group-,shadow-,gshadow-,subuid-,subgid-} \
-    "$tree"/etc/{resolv.conf,hostname} "$tree"/etc/ssl/certs/java 2>/dev/null || true
+    "$tree"/usr/share/man "$tree"/var/lib/systemd "$tree"/etc/machine-id "$tree"/etc/{passwd-,group-,shadow-,gshadow-,subuid-,subgid-} \
+    "$tree"/etc/{resolv.conf,hostname} 2>/dev/null || true
   find "$tree" -xdev \( -name __pycache__ -o -name .pwd.lock \) -prune -exec rm -rf {} +
   # No process in a container may gain rights: bits that no_new_privs would ignore anyway are only bait.
   find "$tree" -xdev -type f -perm /6000 -exec chmod ug-s {} +
