@@ -36,6 +36,9 @@ const ALONE_LEADS_MAX: Duration = Duration::from_secs(30);
 /// How long a whole snapshot may take on its way to a follower.
 const SNAPSHOT_SEND_MAX: Duration = Duration::from_secs(120);
 
+/// How long a new leader without a quorum waits before it asks again whether it has one.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
 /// What a node knows about the group and itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
@@ -383,20 +386,30 @@ impl Drop for Engine {
 /// Says when this node leads *and* has applied all that earlier leaders acknowledged.
 async fn watch_leadership(raft: Raft, leads: watch::Sender<bool>) {
     let mut metrics = raft.server_metrics();
+    // The vote it was elected by: a lead lost and won again between two looks is another lead.
+    let mut ready = None;
     loop {
-        let is_leader = metrics.borrow_and_update().state == ServerState::Leader;
-        let is_ready =
-            is_leader && (*leads.borrow() || raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok());
-        leads.send_if_modified(|leads| std::mem::replace(leads, is_ready) != is_ready);
-        let changed = metrics.changed();
-        if is_leader && !is_ready {
-            // No quorum yet. Nothing announces it, so ask again soon.
-            match tokio::time::timeout(Duration::from_millis(50), changed).await {
-                Ok(Ok(())) | Err(_) => continue,
-                Ok(Err(_)) => break,
+        let elected = {
+            let metrics = metrics.borrow_and_update();
+            (metrics.state == ServerState::Leader).then_some(metrics.vote.leader_id)
+        };
+        if elected != ready {
+            leads.send_if_modified(|leads| std::mem::take(leads));
+            ready = None;
+        }
+        if elected.is_some() && ready.is_none() {
+            if raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok() {
+                ready = elected;
+                leads.send_replace(true);
+            } else {
+                // No quorum yet. Nothing announces it, so ask again soon.
+                match tokio::time::timeout(ASK_AGAIN, metrics.changed()).await {
+                    Ok(Ok(())) | Err(_) => continue,
+                    Ok(Err(_)) => break,
+                }
             }
         }
-        if changed.await.is_err() {
+        if metrics.changed().await.is_err() {
             break;
         }
     }

@@ -70,7 +70,7 @@ impl Options {
         }
     }
 
-    /// A group of one, which other nodes can join later through `transport`s given then.
+    /// A group of one that nobody can reach.
     pub fn single(directory: impl Into<PathBuf>) -> Self {
         let alone = Peer {
             id: 1,

@@ -10,7 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -75,6 +75,8 @@ impl Read for ReadAt {
 pub(crate) struct Snapshots {
     directory: PathBuf,
     kept: Mutex<Kept>,
+    /// Held while a file is written: the compaction and openraft may want the same one.
+    writing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -111,6 +113,7 @@ impl Snapshots {
         Ok(Self {
             directory: directory.to_owned(),
             kept: Mutex::new(kept),
+            writing: Mutex::new(()),
         })
     }
 
@@ -135,6 +138,7 @@ impl Snapshots {
         meta: &SnapshotMeta,
         write_state: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<RaftSnapshot> {
+        let _only = self.writing.lock().expect("no panic under this lock");
         let path = self.path_of(meta);
         let unfinished = Unfinished::create(&path.with_extension("building"))?;
         let mut out = Sealing {
@@ -203,6 +207,7 @@ impl Snapshots {
             .read(true)
             .write(true)
             .create(true)
+            .mode(0o600)
             .truncate(true)
             .open(&path)?;
         Ok(SnapshotFile {

@@ -169,6 +169,7 @@ async fn a_group_of_one_grows_to_three_and_outlives_its_founder() {
         group.start(new).await;
         founder.add_learner(peer(new)).await.unwrap();
     }
+    assert_eq!(founder.status().learners, [peer(2), peer(3)]);
     founder.set_voters([1, 2, 3].into()).await.unwrap();
     founder.write(put("together", 2)).await.unwrap();
     group.kill(1).await;
@@ -246,4 +247,31 @@ async fn nothing_acknowledged_is_lost_while_nodes_die_in_turn_under_load() {
     for node in group.nodes() {
         node.halt().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_nodes_may_found_the_same_group_and_agree_on_one_leader() {
+    let group = Group::of(1).await;
+    group.kill(1).await;
+    let voters: Vec<Peer> = (11..=13).map(peer).collect();
+    for voter in &voters {
+        group.start_as(voter.id, Start::Found(voters.clone())).await;
+    }
+    // The one who founded last may take the lead over once; from then on it stays.
+    let agreed = async {
+        loop {
+            let leader = group.leader().await;
+            if leader.write(put("a", 1)).await.is_ok() {
+                return leader;
+            }
+        }
+    };
+    let leader = tokio::time::timeout(Duration::from_secs(30), agreed)
+        .await
+        .unwrap();
+    group.converge(&leader).await;
+    for node in group.nodes() {
+        assert_eq!(node.status().voters, voters);
+    }
+    group.stop().await;
 }

@@ -189,23 +189,52 @@ async fn a_damaged_snapshot_or_log_refuses_to_open_with_a_hint() {
     open_single(directory.path()).await.shutdown().await;
 }
 
-#[tokio::test]
-async fn a_lone_node_leads_again_at_once() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lone_node_leads_again_at_once_even_with_a_log_as_long_as_it_gets() {
     let directory = tempfile::tempdir().unwrap();
     let store = open_single(directory.path()).await;
-    for number in 0..2000 {
-        if number % 200 == 199 {
-            store.write(put(number, "text")).await.unwrap();
-        }
-    }
+    let entries = SnapshotPolicy::default().entries - 100;
+    let clients = (0..64).map(|client| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for number in 0..entries / 64 {
+                store
+                    .write(put(format!("{client}-{number}"), "text ".repeat(40)))
+                    .await
+                    .unwrap();
+            }
+        })
+    });
+    futures::future::join_all(clients).await;
+    assert_eq!(store.status().snapshot_index, None);
     store.halt().await;
     let started = Instant::now();
     let store = open_single(directory.path()).await;
     let took = started.elapsed();
+    assert_eq!(store.read().commands, entries / 64 * 64);
     store.write(put("a", 1)).await.unwrap();
     println!("led again after {took:?}");
-    // Far above what it takes (a few fsyncs), below any election timeout.
-    assert!(took < Duration::from_millis(1000), "{took:?}");
+    // Several times what it takes in a debug build on a busy machine.
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    store.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_written_stops_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = Options::single(directory.path());
+    options.snapshots = small();
+    let store = Store::<Notes>::open(options).await.unwrap();
+    let snapshots = directory.path().join("snapshots");
+    std::fs::remove_dir(&snapshots).unwrap();
+    for number in 0..250 {
+        store.write(put(number, "text")).await.unwrap();
+    }
+    store.snapshot().await.unwrap_err();
+    assert_eq!(store.status().snapshot_index, None);
+    std::fs::create_dir(&snapshots).unwrap();
+    store.snapshot().await.unwrap();
+    assert!(store.status().snapshot_index.is_some());
     store.shutdown().await;
 }
 

@@ -143,7 +143,6 @@ pub struct Group {
     directory: TempDir,
     policy: SnapshotPolicy,
     segment_bytes: u32,
-    voters: Vec<Peer>,
 }
 
 impl Group {
@@ -151,27 +150,37 @@ impl Group {
         Self::with_policy(count, SnapshotPolicy::default(), 1 << 20).await
     }
 
+    /// The first node founds the group, the others join it.
     pub async fn with_policy(count: u64, policy: SnapshotPolicy, segment_bytes: u32) -> Self {
-        let voters = (1..=count).map(peer).collect();
         let directory = tempfile::tempdir().unwrap();
         let group = Self {
             wires: Wires::default(),
             directory,
             policy,
             segment_bytes,
-            voters,
         };
-        for id in 1..=count {
+        let founder = group.start(1).await;
+        for id in 2..=count {
             group.start(id).await;
+            founder.add_learner(peer(id)).await.unwrap();
         }
+        founder.set_voters((1..=count).collect()).await.unwrap();
         group
     }
 
     pub async fn start(&self, id: u64) -> Store<Notes> {
-        let start = match self.voters.iter().any(|voter| voter.id == id) {
-            true => Start::Found(self.voters.clone()),
-            false => Start::Join,
-        };
+        self.start_as(
+            id,
+            if id == 1 {
+                Start::Found(vec![peer(1)])
+            } else {
+                Start::Join
+            },
+        )
+        .await
+    }
+
+    pub async fn start_as(&self, id: u64, start: Start) -> Store<Notes> {
         let transport = Arc::new(Plug {
             node_id: id,
             wires: self.wires.clone(),
