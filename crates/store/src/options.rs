@@ -11,7 +11,8 @@ use crate::network::{NoTransport, Peer, Transport};
 #[derive(Clone, Debug)]
 pub enum Start {
     /// Found a group of these voters, this node among them. Every one of them may do so, with the
-    /// same list.
+    /// same list; the lead may then change once while they start. Simpler is to found a group of
+    /// one and let the others join.
     Found(Vec<Peer>),
     /// Wait until the leader of a group adds this node.
     Join,

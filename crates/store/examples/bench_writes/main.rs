@@ -122,36 +122,36 @@ async fn bench_three(directory: &Path, length: Duration) {
     for _ in 0..3 {
         ends.push(tcp::listen().await.expect("a port is free"));
     }
-    let voters: Vec<Peer> = ends
-        .iter()
-        .zip(1..)
-        .map(|(end, id)| Peer {
+    let peers: Vec<Peer> = (1..)
+        .zip(&ends)
+        .map(|(id, end)| Peer {
             id,
             address: end.address.to_string(),
         })
         .collect();
-    let mut stores = Vec::new();
-    for (end, voter) in ends.into_iter().zip(&voters) {
-        let start = Start::Found(voters.clone());
+    let mut stores: Vec<Store<Table>> = Vec::new();
+    for (end, peer) in ends.into_iter().zip(peers) {
+        let start = match stores.is_empty() {
+            true => Start::Found(vec![peer.clone()]),
+            false => Start::Join,
+        };
         let transport = Arc::new(tcp::Connections::default());
-        let directory = directory.join(format!("three-{}", voter.id));
-        let store = Store::<Table>::open(Options::new(directory, voter.id, start, transport))
-            .await
-            .expect("opens");
+        let options = Options::new(
+            directory.join(format!("three-{}", peer.id)),
+            peer.id,
+            start,
+            transport,
+        );
+        let store = Store::<Table>::open(options).await.expect("opens");
         tokio::spawn(end.serve(store.clone()));
+        if let Some(founder) = stores.first() {
+            founder.add_learner(peer).await.expect("it follows");
+        }
         stores.push(store);
     }
-    let leader = async {
-        loop {
-            if let Some(leader) = stores.iter().find(|store| *store.leadership().borrow()) {
-                return leader.clone();
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let leader = tokio::time::timeout(Duration::from_secs(30), leader)
-        .await
-        .expect("a leader is elected");
+    let leader = stores[0].clone();
+    leader.set_voters([1, 2, 3].into()).await.expect("three vote");
+    let term = leader.status().term;
     for count in CLIENTS {
         measure("store, three nodes", vec![leader.clone(); count], length).await;
     }
@@ -163,14 +163,13 @@ async fn bench_three(directory: &Path, length: Duration) {
         "store, three nodes      1 client   {:>7.0} linearizable reads/s",
         1000.0 / started.elapsed().as_secs_f64()
     );
-    let term = leader.status().term;
-    for store in &stores {
-        store.halt().await;
-    }
     println!(
         "store, three nodes: the leader stayed the same: {}",
         term == leader.status().term
     );
+    for store in &stores {
+        store.halt().await;
+    }
 }
 
 async fn bench_etcd(directory: &Path, length: Duration, nodes: usize) {
