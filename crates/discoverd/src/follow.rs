@@ -1,0 +1,35 @@
+//! Follows the controller's services, for ever.
+
+use std::{sync::Arc, time::Duration};
+
+use api::{Controller, host::ServiceView};
+use daemon::Shutdown;
+use discovery::Service;
+use futures::StreamExt;
+
+use crate::Shared;
+
+const RETRY: Duration = Duration::from_millis(200);
+
+pub async fn run(shared: Arc<Shared>, controller: Controller, shutdown: Shutdown) {
+    let follow = async {
+        loop {
+            match controller.client().events::<Vec<ServiceView>>("/internal/services").await {
+                Ok(mut lists) => {
+                    while let Some(Ok(services)) = lists.next().await {
+                        let services = services.into_iter().map(|view| {
+                            (view.name, Service { instances: view.instances, leader: view.leader })
+                        });
+                        shared.change(|registry| registry.set_cluster(services));
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "the controller does not answer"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    tokio::select! {
+        _ = follow => {}
+        _ = shutdown.cancelled() => {}
+    }
+}

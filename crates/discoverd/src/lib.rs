@@ -1,0 +1,123 @@
+//! Serves the registry of services: HTTP for programs, DNS for everything.
+//!
+//! Follows the controller's instances and keeps the last ones it heard, so names go on answering
+//! while the controller is away. Names that are not ours are asked of the machine's own resolver.
+
+mod dns;
+mod follow;
+mod forward;
+mod http;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use api::{Controller, Endpoint};
+use daemon::{Keys, Shutdown};
+use discovery::Registry;
+use tokio::sync::watch;
+
+pub struct Config {
+    pub controller: Endpoint,
+    pub keys: Keys,
+    /// The cluster's domain, whose names lead to the router.
+    pub domain: String,
+    /// The address by which this host's jobs reach it.
+    pub gateway: Ipv4Addr,
+    pub dns_port: u16,
+    pub http_port: u16,
+}
+
+/// The registry, and the news that it changed.
+pub(crate) struct Shared {
+    registry: Mutex<Registry>,
+    changed: watch::Sender<u64>,
+}
+
+impl Shared {
+    fn read<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
+        look(&self.registry.lock().expect("no panic while held"))
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Registry) -> T) -> T {
+        let changed = change(&mut self.registry.lock().expect("no panic while held"));
+        self.changed.send_modify(|count| *count += 1);
+        changed
+    }
+}
+
+/// The gateway's address appears when the host's network has been set up.
+const GATEWAY_RETRY: Duration = Duration::from_millis(50);
+
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    let (changed, _) = watch::channel(0);
+    let shared = Arc::new(Shared { registry: Mutex::default(), changed });
+    let controller = Controller::new(&config.controller)?;
+    let followed = tokio::spawn(follow::run(shared.clone(), controller, shutdown.clone()));
+    let expired = tokio::spawn(expire(shared.clone(), shutdown.clone()));
+
+    let gateway = |port| SocketAddr::from((config.gateway, port));
+    let Some(udp) = bind(&shutdown, || tokio::net::UdpSocket::bind(gateway(config.dns_port))).await else {
+        return Ok(());
+    };
+    let Some(tcp) = bind(&shutdown, || tokio::net::TcpListener::bind(gateway(config.dns_port))).await else {
+        return Ok(());
+    };
+    let Some(api) = bind(&shutdown, || tokio::net::TcpListener::bind(gateway(config.http_port))).await else {
+        return Ok(());
+    };
+    let local = daemon::server::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, config.http_port))).await?;
+    let names = Arc::new(dns::Names::new(shared.clone(), config.domain, config.gateway.into()));
+    let router = http::router(shared, config.keys);
+    tokio::join!(
+        dns::serve_udp(Arc::new(udp), names.clone(), shutdown.clone()),
+        dns::serve_tcp(tcp, names, shutdown.clone()),
+        daemon::server::serve(api, router.clone(), shutdown.clone()),
+        daemon::server::serve(local, router, shutdown),
+    );
+    followed.abort();
+    expired.abort();
+    Ok(())
+}
+
+/// Binds as soon as the address is there. `None` at shutdown.
+async fn bind<T, F: Future<Output = std::io::Result<T>>>(
+    shutdown: &Shutdown,
+    bind: impl Fn() -> F,
+) -> Option<T> {
+    let mut is_told = false;
+    loop {
+        match bind().await {
+            Ok(socket) => return Some(socket),
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::AddrNotAvailable && !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(%error, "cannot listen on the gateway of the jobs; trying again");
+                }
+            }
+        }
+        tokio::select! {
+            _ = tokio::time::sleep(GATEWAY_RETRY) => {}
+            _ = shutdown.cancelled() => return None,
+        }
+    }
+}
+
+/// Forgets instances whose heartbeat has stopped.
+async fn expire(shared: Arc<Shared>, shutdown: Shutdown) {
+    let mut changed = shared.changed.subscribe();
+    loop {
+        let now = daemon::now();
+        changed.borrow_and_update();
+        let due = shared.read(|registry| registry.clone().expire(now));
+        let pause = due.map_or(Duration::from_secs(60), |at| at.since(now));
+        tokio::select! {
+            _ = tokio::time::sleep(pause) => {
+                shared.change(|registry| registry.expire(daemon::now()));
+            }
+            _ = changed.changed() => {}
+            _ = shutdown.cancelled() => return,
+        }
+    }
+}
