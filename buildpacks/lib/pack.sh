@@ -46,7 +46,7 @@ digest_of() {
 # layer_path KEY -> the root of a finished layer; fails if there is none.
 layer_path() {
   local place
-  for place in "$LAYERS_DIR" "$NEW_LAYERS_DIR"; do
+  for place in "$NEW_LAYERS_DIR" "$LAYERS_DIR"; do
     if [ -d "$place/$1" ]; then printf '%s\n' "$place/$1"; return 0; fi
   done
   return 1
@@ -57,9 +57,20 @@ layer_begin() {
   mkdir -p "$NEW_LAYERS_DIR/.partial-$1"
   printf '%s\n' "$NEW_LAYERS_DIR/.partial-$1"
 }
-layer_finish() { mv "$NEW_LAYERS_DIR/.partial-$1" "$NEW_LAYERS_DIR/$1"; }
+layer_finish() {
+  [ ! -d "$NEW_LAYERS_DIR/$1" ] || { mkdir -p "$CACHE_DIR/.trash" && mv "$NEW_LAYERS_DIR/$1" "$CACHE_DIR/.trash/$1.$$"; }
+  mv "$NEW_LAYERS_DIR/.partial-$1" "$NEW_LAYERS_DIR/$1"
+}
 # layer_use KEY: makes it part of the image; later ones lie above earlier ones.
 layer_use() { grep -qxF "$1" "$LAYER_LIST" 2>/dev/null || printf '%s\n' "$1" >>"$LAYER_LIST"; }
+
+# bounded_cache DIRECTORY: a download cache that begins anew every 30 days, because package managers only ever add.
+bounded_cache() {
+  if [ -n "$(find "$1/.begun" -mtime +30 2>/dev/null)" ]; then
+    mkdir -p "$CACHE_DIR/.trash" && mv "$1" "$CACHE_DIR/.trash/${1##*/}.$$"
+  fi
+  [ -f "$1/.begun" ] || { mkdir -p "$1" && : >"$1/.begun"; }
+}
 
 # profile NAME <<TEXT: a script that every process of the app sources as it starts.
 profile() { mkdir -p "$BUILD_DIR/.profile.d" && cat >"$BUILD_DIR/.profile.d/$1.sh"; }

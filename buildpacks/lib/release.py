@@ -13,8 +13,6 @@ import pathlib
 import re
 import sys
 
-import yaml
-
 TYPE = re.compile(r"^([A-Za-z0-9_-]{1,64})\s*:\s*(.+?)\s*$")
 
 
@@ -40,8 +38,14 @@ def procfile_types(path):
 def suggested(meta):
     types, config = {}, {}
     for path in sorted(meta.glob("release.*.yml")):
+        text = path.read_text(errors="replace")
+        if not text.strip():
+            continue
+        # Only here, because most packs suggest nothing and importing it costs as much as all the rest.
+        import yaml
+
         try:
-            release = yaml.safe_load(path.read_text(errors="replace")) or {}
+            release = yaml.safe_load(text) or {}
         except yaml.YAMLError as error:
             refuse("The buildpack's bin/release wrote no valid YAML:", f"  {error}".replace("\n", " "))
         if not isinstance(release, dict):

@@ -61,7 +61,7 @@ build() {
   fi
   [ "$status" = 0 ] || return "$status"
   # What the platform does: take over new layers and the slug.
-  for key in "$app"/tmp/out.layers/*; do [ ! -d "$key" ] || mv "$key" "$app/layers/"; done
+  for key in "$app"/tmp/out.layers/*; do [ ! -d "$key" ] || { rm -rf "$app/layers/${key##*/}" && mv "$key" "$app/layers/"; }; done
   rm -rf "$app/out" "$app/meta"
   mv "$app/tmp/out" "$app/out"
   mv "$app/tmp/out.meta" "$app/meta"
@@ -119,7 +119,7 @@ start() {
     ip link set lo up; : >"$app/log"
     mkdir -p "$app/live"; mount -t tmpfs live "$app/live"; mkdir "$app"/live/{upper,work,root}
     mount -t overlay -o "lowerdir=$lower,upperdir=$app/live/upper,workdir=$app/live/work" overlay "$app/live/root"
-    (in_root "$app/live/root" PORT=8080 /runner/init start "$type") >"$app/log" 2>&1 &
+    (in_root "$app/live/root" ${configuration:-} PORT=8080 /runner/init start "$type") >"$app/log" 2>&1 &
     process=$!
     url=http://127.0.0.1:8080
     for ((tries = 0; tries < 300; tries++)); do

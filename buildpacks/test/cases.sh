@@ -144,6 +144,20 @@ case_nodejs_with_yarn_berry() {
   check_built_app
 }
 
+case_nodejs_takes_nothing_from_earlier_builds_if_told_so() {
+  local use
+  for use in yes no; do
+    use_layers=$use
+    new_app "anew-$use" "$root/examples/nodejs"
+    build
+    printf false >"$app/env/NODE_MODULES_CACHE"
+    build
+    said "NODE_MODULES_CACHE is false"
+    said "npm ci"
+    start web 'curl -s $url | grep "Hello from the Node.js example"'
+  done
+}
+
 case_nodejs_without_a_lock_file() {
   new_app nolock "$root/examples/nodejs"
   rm "$app/src/package-lock.json"
@@ -367,6 +381,25 @@ case_a_full_disk_is_named() {
   jq '.scripts.build = "head -c 30000000 /dev/zero >big"' "$root/examples/nodejs/package.json" >"$app/src/package.json"
   DISK_MIB=24 refused
   tail -n 1 "$app/output" | grep -F " !     The build ran out of disk space."
+}
+
+case_a_killed_build_and_a_lack_of_processes_are_named() {
+  new_app killed "$root/examples/nodejs"
+  jq '.scripts.build = "node -e \"process.kill(process.pid, 9)\""' "$root/examples/nodejs/package.json" >"$app/src/package.json"
+  refused
+  tail -n 1 "$app/output" | grep -F " !     A process of the build was killed, most likely because it ran out of memory."
+  jq '.scripts.build = "node --max-old-space-size=20 -e \"const a=[];for(;;)a.push(new Array(1e5).fill(a.length))\""' "$root/examples/nodejs/package.json" >"$app/src/package.json"
+  refused
+  tail -n 1 "$app/output" | grep -F " !     The build ran out of memory."
+  new_app forks "$root/examples/procfile"
+  mkdir -p "$app/cache/pack/bin"
+  printf '#!/bin/bash\nulimit -u 20\nfor ((i = 0; i < 50; i++)); do sleep 5 & done\nwait\n' >"$app/cache/pack/bin/compile"
+  chmod -R a+rX "$app/cache/pack" && chmod +x "$app/cache/pack/bin/compile"
+  (cd "$app/cache/pack" && git init -q -b main . && git add . && git -c user.name=t -c user.email=t@t commit -qm one)
+  chown -R 1000:1000 "$app/cache"
+  printf 'file:///cache/pack' >"$app/env/BUILDPACK_URL"
+  refused
+  tail -n 1 "$app/output" | grep -F " !     The build ran out of processes."
 }
 
 case_submodules_are_fetched_at_their_commit() {

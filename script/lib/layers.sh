@@ -85,19 +85,28 @@ dpkg_excludes() {
 # read_packages FILE -> names, one a line; '#' starts a comment.
 read_packages() { sed 's/#.*//' "$1" | tr -s ' \t' '\n' | sed '/^$/d'; }
 
-# A place to work in, of about the given MiB: in memory where there is plenty, because deleting trees from a
+# A place to work in, of at most the given MiB: in memory where there is plenty, because deleting trees from a
 # disk can take minutes. The caller runs in a mount namespace of its own, so nothing has to be unmounted.
 mount_workspace() {
   local directory=$1 wanted_mib=$2 available_mib
   available_mib=$(($(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo) / 1024))
   mkdir -p "$directory"
-  if [ "$available_mib" -gt $((wanted_mib * 2)) ]; then
+  if [ "$available_mib" -gt $((wanted_mib * 3 / 2)) ]; then
     mount -t tmpfs -o "size=${wanted_mib}m,mode=0755" workspace "$directory"
   else
     step "only $available_mib MiB of memory are free: working on disk, which is slower"
-    # A bind of its own to itself, so that both kinds are mount points and die with the namespace.
-    rm -rf "$directory" && mkdir -p "$directory" && mount --bind "$directory" "$directory"
+    rm -rf "${directory:?}"/*
+    # Mounted onto itself, so that both kinds are mount points and what is mounted below is private.
+    mount --bind "$directory" "$directory"
+    trap leave_workspace EXIT
   fi
+}
+
+# For a workspace on disk, which would otherwise stay; `workspace` is the caller's.
+leave_workspace() {
+  local place
+  for place in "$workspace"/*; do umount -R "$place" 2>/dev/null || true; done
+  rm -rf --one-file-system "${workspace:?}"/* || true
 }
 
 # mount_layer DIGEST-FILE DIRECTORY
