@@ -46,7 +46,9 @@ fn main() -> anyhow::Result<()> {
         ["backend", addr] => backend(addr.parse()?),
         ["certificate", cert, key] => certificate(cert, key),
         ["idle", addr, count] => idle(addr.parse()?, count.parse()?),
-        ["handshakes", addr, seconds, clients] => handshakes(addr.parse()?, seconds.parse()?, clients.parse()?),
+        ["handshakes", addr, seconds, clients] => {
+            handshakes(addr.parse()?, seconds.parse()?, clients.parse()?)
+        }
         _ => anyhow::bail!("which part? see the head of this file"),
     }
 }
@@ -104,14 +106,22 @@ fn serve(config: Config, backends: &[&str]) -> anyhow::Result<()> {
         }],
         ..Snapshot::default()
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(router::run(config, Box::new(FixedFeed(snapshot)), std::future::pending()))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(router::run(
+        config,
+        Box::new(FixedFeed(snapshot)),
+        std::future::pending(),
+    ))
 }
 
 fn backend(addr: SocketAddr) -> anyhow::Result<()> {
     let body = "x".repeat(1024);
     let answer: Arc<str> = format!("HTTP/1.1 200 OK\r\nContent-Length: 1024\r\n\r\n{body}").into();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async move {
         let listener = TcpListener::bind(addr).await?;
         loop {
@@ -193,7 +203,9 @@ impl ServerCertVerifier for AnyCertificate {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+        rustls::crypto::ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -206,7 +218,9 @@ fn handshakes(addr: SocketAddr, seconds: u64, clients: usize) -> anyhow::Result<
         .with_no_client_auth();
     config.resumption = rustls::client::Resumption::disabled();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let count = Arc::new(AtomicU64::new(0));
     let begin = Instant::now();
     runtime.block_on(async {
@@ -220,7 +234,9 @@ fn handshakes(addr: SocketAddr, seconds: u64, clients: usize) -> anyhow::Result<
                     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
                     let name = ServerName::try_from("localhost").expect("it is a name");
                     let mut stream = connector.connect(name, stream).await?;
-                    stream.write_all(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
+                    stream
+                        .write_all(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                        .await?;
                     stream.read(&mut [0; 2048]).await?;
                     count.fetch_add(1, Ordering::Relaxed);
                 }
@@ -232,6 +248,9 @@ fn handshakes(addr: SocketAddr, seconds: u64, clients: usize) -> anyhow::Result<
         }
         anyhow::Ok(())
     })?;
-    println!("{:.0}", count.load(Ordering::Relaxed) as f64 / begin.elapsed().as_secs_f64());
+    println!(
+        "{:.0}",
+        count.load(Ordering::Relaxed) as f64 / begin.elapsed().as_secs_f64()
+    );
     Ok(())
 }

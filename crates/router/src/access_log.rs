@@ -12,14 +12,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 
-/// Handed over at the next tick, or when this is reached.
-const BATCH_BYTES: usize = 32 * 1024;
-/// Batches under way; 8 MiB at most.
-const BATCHES_MAX: usize = 256;
+/// Handed over at the next tick, or when this is reached: each handing over wakes the writer, which
+/// takes the core from a thread that serves.
+const BATCH_BYTES: usize = 256 * 1024;
+/// Batches under way; 16 MiB at most.
+const BATCHES_MAX: usize = 64;
+/// Written batches whose memory is kept for the next ones.
+const SPARE_MAX: usize = 8;
 /// Open files; beyond it all are closed and opened again as needed.
 const FILES_MAX: usize = 256;
 
@@ -31,12 +34,20 @@ struct Batch {
     lines: u64,
 }
 
+#[derive(Debug, Default)]
+struct Shared {
+    /// Lines lost to a full channel.
+    dropped: AtomicU64,
+    /// Looked at once per batch.
+    spare: Mutex<Vec<Batch>>,
+}
+
 /// A thread's end.
 #[derive(Debug)]
 pub struct AccessLog {
     batch: RefCell<Batch>,
     sender: SyncSender<Batch>,
-    dropped: Arc<AtomicU64>,
+    shared: Arc<Shared>,
     /// The second that is written out in `stamp`.
     second: Cell<i64>,
     stamp: RefCell<String>,
@@ -72,9 +83,16 @@ impl AccessLog {
             return;
         }
         let lines = batch.lines;
-        let full = std::mem::take(&mut *batch);
+        let empty = self
+            .shared
+            .spare
+            .lock()
+            .expect("nobody panics while holding it")
+            .pop()
+            .unwrap_or_default();
+        let full = std::mem::replace(&mut *batch, empty);
         if self.sender.try_send(full).is_err() {
-            self.dropped.fetch_add(lines, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(lines, Ordering::Relaxed);
         }
     }
 
@@ -104,7 +122,7 @@ impl AccessLog {
 #[derive(Clone)]
 pub struct Writer {
     sender: SyncSender<Batch>,
-    dropped: Arc<AtomicU64>,
+    shared: Arc<Shared>,
 }
 
 impl Writer {
@@ -113,34 +131,34 @@ impl Writer {
         limits: &Limits,
     ) -> std::io::Result<(Writer, std::thread::JoinHandle<()>)> {
         let (sender, receiver) = sync_channel(BATCHES_MAX);
-        let dropped = Arc::new(AtomicU64::new(0));
+        let shared = Arc::new(Shared::default());
         let mut files = Files {
             directory: directory.to_path_buf(),
             bytes_max: limits.access_log_bytes,
             open: HashMap::new(),
         };
-        let count = dropped.clone();
+        let state = shared.clone();
         let thread = std::thread::Builder::new()
             .name("access-log".into())
             .spawn(move || {
-                write_all(&receiver, &mut files, &count);
+                write_all(&receiver, &mut files, &state);
             })?;
-        Ok((Writer { sender, dropped }, thread))
+        Ok((Writer { sender, shared }, thread))
     }
 
     pub fn log(&self) -> AccessLog {
         AccessLog {
             batch: RefCell::default(),
             sender: self.sender.clone(),
-            dropped: self.dropped.clone(),
+            shared: self.shared.clone(),
             second: Cell::new(0),
             stamp: RefCell::default(),
         }
     }
 }
 
-fn write_all(receiver: &Receiver<Batch>, files: &mut Files, dropped: &AtomicU64) {
-    while let Ok(batch) = receiver.recv() {
+fn write_all(receiver: &Receiver<Batch>, files: &mut Files, shared: &Shared) {
+    while let Ok(mut batch) = receiver.recv() {
         let mut start = 0;
         for (app, end) in &batch.parts {
             if let Err(error) = files.append(app, &batch.text[start..*end]) {
@@ -148,7 +166,16 @@ fn write_all(receiver: &Receiver<Batch>, files: &mut Files, dropped: &AtomicU64)
             }
             start = *end;
         }
-        let lost = dropped.swap(0, Ordering::Relaxed);
+        batch.text.clear();
+        batch.parts.clear();
+        batch.lines = 0;
+        let mut spare = shared.spare.lock().expect("nobody panics while holding it");
+        // A quiet router has no use for the memory of its busiest moment.
+        if spare.len() < SPARE_MAX && start > BATCH_BYTES / 2 {
+            spare.push(batch);
+        }
+        drop(spare);
+        let lost = shared.dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
             tracing::warn!(lines = lost, "access log cannot keep up, lines dropped");
         }

@@ -73,7 +73,8 @@ impl ControllerFeed {
     async fn stream(&self, updates: &mpsc::Sender<Update>, has_heard: &mut bool) -> anyhow::Result<()> {
         let request = self
             .request(http::Method::GET, "/internal/routing")
-            .header("Accept", "text/event-stream");
+            .header("Accept", "text/event-stream")
+            .header("Flynn-Router", &self.router_id);
         let response = tokio::time::timeout(ANSWER_MAX, self.send(request.body(Full::default())?)).await??;
         anyhow::ensure!(
             response.status().is_success(),

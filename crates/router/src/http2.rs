@@ -3,7 +3,7 @@
 use crate::buffer::Buffer;
 use crate::choice::since_ms;
 use crate::client::Rewound;
-use crate::http1::head::{Field, HeadScan, content_length, field, parse_whole_response_head};
+use crate::http1::head::{Field, HeadScan, Scratch, content_length, field, parse_whole_response_head};
 use crate::http1::{Framing, Refused};
 use crate::pages::{Format, Page};
 use crate::prepare::{BodyField, Entrance, Line, Plan, Prepared, Request, page_format, prepare};
@@ -102,7 +102,7 @@ async fn stream(
         Err(refused) => Plan::Page(Page::refused(refused), None),
     };
     match plan {
-        Plan::Page(page, line) => answer(&worker, &mut respond, &page, format, is_head, line),
+        Plan::Page(page, line) => answer(&worker, &mut respond, &page, format, is_head, line, ""),
         Plan::Forward(prepared) => {
             let body_field = body_field(&parts.headers, &body).unwrap_or(BodyField::None);
             let exchange = Exchange {
@@ -195,6 +195,7 @@ fn answer(
     format: Format,
     is_head: bool,
     line: Option<Line>,
+    job: &str,
 ) {
     let body = page.body(format);
     let mut response = Response::new(());
@@ -221,6 +222,7 @@ fn answer(
     if let (Some(line), Some(log)) = (line, &worker.log) {
         line.end(
             log,
+            job,
             page.status,
             bytes,
             page.code.map(|code| (code, page.title.as_str())),
@@ -268,11 +270,20 @@ impl Exchange<'_> {
             let begin = Instant::now();
             let mut upstream = match choice.connect(worker, &watch, is_idempotent).await {
                 Ok(upstream) => upstream,
-                Err(page) => return answer(worker, &mut respond, &page, self.format, is_head, line),
+                Err(page) => {
+                    return answer(
+                        worker,
+                        &mut respond,
+                        &page,
+                        self.format,
+                        is_head,
+                        line,
+                        choice.job(),
+                    );
+                }
             };
             if let Some(line) = &mut line {
                 line.connect_ms += since_ms(begin);
-                line.job = choice.job().to_string();
             }
             let limit = choice.response_limit;
             let cookie = choice.cookie(self.entrance.is_tls);
@@ -306,12 +317,30 @@ impl Exchange<'_> {
                     if choice.again(worker, failure, true, is_idempotent, is_replayable) {
                         continue;
                     }
-                    return answer(worker, &mut respond, &Page::broken(), self.format, is_head, line);
+                    return answer(
+                        worker,
+                        &mut respond,
+                        &Page::broken(),
+                        self.format,
+                        is_head,
+                        line,
+                        choice.job(),
+                    );
                 }
-                Ended::Page(page) => return answer(worker, &mut respond, &page, self.format, is_head, line),
+                Ended::Page(page) => {
+                    return answer(
+                        worker,
+                        &mut respond,
+                        &page,
+                        self.format,
+                        is_head,
+                        line,
+                        choice.job(),
+                    );
+                }
             };
             if let (Some(line), Some(log)) = (line, &worker.log) {
-                line.end(log, status, bytes, problem);
+                line.end(log, choice.job(), status, bytes, problem);
             }
             return;
         }
@@ -443,19 +472,20 @@ impl Exchange<'_> {
                 Ok(length) => length,
                 Err(ended) => return ended,
             };
-            let parsed = match parse_whole_response_head(&source.filled()[..length], is_head) {
-                Ok(head) if head.status < 200 && head.status != 101 => {
-                    if let Some(interim) = response_of(&head, None) {
-                        let _ = respond.send_informational(interim);
+            let parsed =
+                match parse_whole_response_head(&source.filled()[..length], is_head, &mut Scratch::new()) {
+                    Ok(head) if head.status < 200 && head.status != 101 => {
+                        if let Some(interim) = response_of(&head, None) {
+                            let _ = respond.send_informational(interim);
+                        }
+                        None
                     }
-                    None
-                }
-                Ok(head) => match response_of(&head, cookie.as_deref()) {
-                    Some(response) => Some((response, head.framing, head.keeps_alive)),
-                    None => return Ended::Page(Page::broken()),
-                },
-                Err(_) => return Ended::Page(Page::broken()),
-            };
+                    Ok(head) => match response_of(&head, cookie.as_deref()) {
+                        Some(response) => Some((response, head.framing, head.keeps_alive)),
+                        None => return Ended::Page(Page::broken()),
+                    },
+                    Err(_) => return Ended::Page(Page::broken()),
+                };
             source.consume(length);
             if let Some(parsed) = parsed {
                 break parsed;
@@ -604,7 +634,10 @@ async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes, is_last: bool) 
 }
 
 /// `None` if it cannot be said in HTTP/2.
-fn response_of(head: &crate::http1::head::ResponseHead<'_>, cookie: Option<&str>) -> Option<Response<()>> {
+fn response_of(
+    head: &crate::http1::head::ResponseHead<'_, '_>,
+    cookie: Option<&str>,
+) -> Option<Response<()>> {
     if head.status == 101 {
         return None;
     }

@@ -64,7 +64,6 @@ pub struct Line {
     app_id: Arc<str>,
     begin: Instant,
     pub connect_ms: u64,
-    pub job: String,
 }
 
 pub fn prepare<'h, H>(worker: &Rc<Worker>, request: &Request<'_, H>, entrance: &Entrance) -> Plan
@@ -346,27 +345,34 @@ impl Line {
             app_id: app_id.clone(),
             begin: Instant::now(),
             connect_ms: 0,
-            job: String::new(),
         })
     }
 
-    /// Writes the line. `problem` is a code and its meaning.
-    pub fn end(self, log: &AccessLog, status: u16, bytes: u64, problem: Option<(&str, &str)>) {
+    /// Writes the line. `problem` is a code and its meaning; `job` is empty if none took the request.
+    pub fn end(mut self, log: &AccessLog, job: &str, status: u16, bytes: u64, problem: Option<(&str, &str)>) {
         let service_ms = (self.begin.elapsed().as_millis() as u64).saturating_sub(self.connect_ms);
+        let text = &mut self.text;
+        text.put_str(" dyno=");
+        text.put_str(if job.is_empty() { "-" } else { job });
+        let numbers = [
+            (" connect=", self.connect_ms),
+            ("ms service=", service_ms),
+            ("ms status=", u64::from(status)),
+            (" bytes=", bytes),
+        ];
+        for (name, number) in numbers {
+            text.put_str(name);
+            text.put_number(number);
+        }
         log.line(&self.app_id, |out| {
-            let result = match problem {
-                Some((code, meaning)) => write!(out, "at=error code={code} desc=\"{meaning}\" "),
-                None => write!(out, "at=info "),
-            };
-            result.expect("a vector takes everything");
+            match problem {
+                Some((code, meaning)) => {
+                    write!(out, "at=error code={code} desc=\"{meaning}\" ")
+                        .expect("a vector takes everything");
+                }
+                None => out.extend_from_slice(b"at=info "),
+            }
             out.extend_from_slice(self.text.filled());
-            let job = if self.job.is_empty() { "-" } else { &self.job };
-            write!(
-                out,
-                " dyno={job} connect={}ms service={service_ms}ms status={status} bytes={bytes}",
-                self.connect_ms
-            )
-            .expect("a vector takes everything");
         });
     }
 }

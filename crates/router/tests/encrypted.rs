@@ -27,13 +27,22 @@ impl Authority {
         let key = rcgen::KeyPair::generate().unwrap();
         let root = params.self_signed(&key).unwrap();
         let root = CertificateDer::from_pem_slice(root.pem().as_bytes()).unwrap();
-        Authority { issuer: rcgen::Issuer::new(params, key), root }
+        Authority {
+            issuer: rcgen::Issuer::new(params, key),
+            root,
+        }
     }
 
     fn issue(&self, name: &str) -> CertificatePem {
         let key = rcgen::KeyPair::generate().unwrap();
-        let cert = rcgen::CertificateParams::new(vec![name.to_string()]).unwrap().signed_by(&key, &self.issuer).unwrap();
-        CertificatePem { cert: cert.pem(), key: key.serialize_pem() }
+        let cert = rcgen::CertificateParams::new(vec![name.to_string()])
+            .unwrap()
+            .signed_by(&key, &self.issuer)
+            .unwrap();
+        CertificatePem {
+            cert: cert.pem(),
+            key: key.serialize_pem(),
+        }
     }
 
     fn client(&self, protocols: &[&str]) -> Arc<ClientConfig> {
@@ -50,10 +59,16 @@ impl Authority {
     }
 }
 
-async fn connect(addr: SocketAddr, name: &str, config: Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+async fn connect(
+    addr: SocketAddr,
+    name: &str,
+    config: Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(addr).await?;
     let name = ServerName::try_from(name.to_string()).unwrap();
-    tokio_rustls::TlsConnector::from(config).connect(name, stream).await
+    tokio_rustls::TlsConnector::from(config)
+        .connect(name, stream)
+        .await
 }
 
 fn with_tls(authority: &Authority) -> Config {
@@ -83,23 +98,41 @@ async fn each_name_gets_its_certificate() {
         certificates: vec![
             row("shop", &[], authority.issue("shop.test")),
             row("wild", &["*.wild.test"], authority.issue("*.wild.test")),
-            row("broken", &["broken.test"], CertificatePem { cert: "x".into(), key: "y".into() }),
+            row(
+                "broken",
+                &["broken.test"],
+                CertificatePem {
+                    cert: "x".into(),
+                    key: "y".into(),
+                },
+            ),
         ],
         ..Snapshot::default()
     };
     world.snapshot(snapshot).await;
     // The client verifies the name, so a connection is the proof.
     for name in ["shop.test", "a.wild.test", "default.test"] {
-        let mut stream = connect(https, name, authority.client(&["http/1.1"])).await.unwrap();
-        stream.write_all(format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut stream = connect(https, name, authority.client(&["http/1.1"]))
+            .await
+            .unwrap();
+        stream
+            .write_all(format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("X-Forwarded-Proto: https\r\n"), "{answer}");
-        assert!(answer.contains(&format!("X-Forwarded-Port: {}\r\n", https.port())), "{answer}");
+        assert!(
+            answer.contains(&format!("X-Forwarded-Port: {}\r\n", https.port())),
+            "{answer}"
+        );
     }
     for name in ["broken.test", "other.test"] {
-        assert!(connect(https, name, authority.client(&[])).await.is_err(), "{name} has the default certificate");
+        assert!(
+            connect(https, name, authority.client(&[])).await.is_err(),
+            "{name} has the default certificate"
+        );
     }
 }
 
@@ -107,12 +140,22 @@ async fn each_name_gets_its_certificate() {
 async fn a_session_is_resumed_by_its_ticket() {
     let authority = Authority::new();
     let mut world = World::start(with_tls(&authority)).await;
-    world.set(vec![route("*", "/", "s")], vec![service("s", &[saying("hi").await])]).await;
+    world
+        .set(
+            vec![route("*", "/", "s")],
+            vec![service("s", &[saying("hi").await])],
+        )
+        .await;
     let client = authority.client(&["http/1.1"]);
     let mut kinds = Vec::new();
     for _ in 0..3 {
-        let mut stream = connect(world.running.https[0], "default.test", client.clone()).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: default.test\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut stream = connect(world.running.https[0], "default.test", client.clone())
+            .await
+            .unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: default.test\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
         stream.read_to_end(&mut Vec::new()).await.unwrap();
         kinds.push(stream.get_ref().1.handshake_kind().unwrap());
     }
@@ -135,7 +178,10 @@ async fn ask(client: &Http2, request: http::Request<()>, body: &[u8]) -> (http::
     let sending = async {
         while !rest.is_empty() {
             send.reserve_capacity(rest.len());
-            let capacity = std::future::poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
+            let capacity = std::future::poll_fn(|cx| send.poll_capacity(cx))
+                .await
+                .unwrap()
+                .unwrap();
             let part = rest.split_to(capacity.min(rest.len()));
             send.send_data(part, rest.is_empty()).unwrap();
         }
@@ -150,7 +196,9 @@ async fn ask(client: &Http2, request: http::Request<()>, body: &[u8]) -> (http::
         }
         (parts, all)
     };
-    tokio::time::timeout(PATIENCE, async { tokio::join!(sending, receiving).1 }).await.expect("in time")
+    tokio::time::timeout(PATIENCE, async { tokio::join!(sending, receiving).1 })
+        .await
+        .expect("in time")
 }
 
 fn get(url: &str) -> http::Request<()> {
@@ -161,8 +209,19 @@ fn get(url: &str) -> http::Request<()> {
 async fn http2_over_tls_reaches_the_app_as_http1() {
     let authority = Authority::new();
     let mut world = World::start(with_tls(&authority)).await;
-    world.set(vec![route("default.test", "/", "s")], vec![service("s", &[echo().await])]).await;
-    let stream = connect(world.running.https[0], "default.test", authority.client(&["h2", "http/1.1"])).await.unwrap();
+    world
+        .set(
+            vec![route("default.test", "/", "s")],
+            vec![service("s", &[echo().await])],
+        )
+        .await;
+    let stream = connect(
+        world.running.https[0],
+        "default.test",
+        authority.client(&["h2", "http/1.1"]),
+    )
+    .await
+    .unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let client = http2(stream).await;
     let mut request = get("https://default.test/a?b");
@@ -171,7 +230,10 @@ async fn http2_over_tls_reaches_the_app_as_http1() {
     let (parts, body) = ask(&client, request, b"").await;
     let seen = String::from_utf8(body).unwrap();
     assert_eq!(parts.status, 200);
-    assert!(seen.starts_with("GET /a?b HTTP/1.1\r\nHost: default.test\r\n"), "{seen}");
+    assert!(
+        seen.starts_with("GET /a?b HTTP/1.1\r\nHost: default.test\r\n"),
+        "{seen}"
+    );
     assert!(seen.contains("Cookie: a=1; b=2\r\n"), "{seen}");
     assert!(seen.contains("X-Forwarded-Proto: https\r\n"), "{seen}");
     let (parts, body) = ask(&client, get("https://nope.test/"), b"").await;
@@ -188,7 +250,9 @@ async fn http2_without_asking_carries_many_streams_and_big_bodies() {
         let client = client.clone();
         all.push(tokio::spawn(async move {
             let body = vec![b'a' + (n % 26) as u8; n * 20_000];
-            let request = http::Request::post(format!("http://shop.test/{n}")).body(()).unwrap();
+            let request = http::Request::post(format!("http://shop.test/{n}"))
+                .body(())
+                .unwrap();
             let (parts, answer) = ask(&client, request, &body).await;
             assert_eq!(parts.status, 200);
             assert!(answer.ends_with(&body), "{n}");

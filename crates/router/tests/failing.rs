@@ -15,11 +15,21 @@ async fn an_unknown_host_is_told_so_in_the_form_it_asks_for() {
     let answer = world.get("nope.test", "/").await;
     assert_eq!(answer.status, 404);
     assert!(answer.text().contains("nope.test"), "{}", answer.text());
-    for (accept, content_type) in [("text/html", "text/html; charset=utf-8"), ("application/json", "application/json")] {
+    for (accept, content_type) in [
+        ("text/html", "text/html; charset=utf-8"),
+        ("application/json", "application/json"),
+    ] {
         let mut client = world.client().await;
-        client.send(&format!("GET / HTTP/1.1\r\nHost: nope.test\r\nAccept: {accept}\r\n\r\n")).await;
+        client
+            .send(&format!(
+                "GET / HTTP/1.1\r\nHost: nope.test\r\nAccept: {accept}\r\n\r\n"
+            ))
+            .await;
         let answer = client.answer().await;
-        assert_eq!((answer.status, answer.header("content-type")), (404, Some(content_type)));
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (404, Some(content_type))
+        );
     }
 }
 
@@ -28,18 +38,39 @@ async fn an_app_without_processes_says_how_to_start_it() {
     let world = World::shop(config(), &[]).await;
     let answer = world.get("shop.test", "/").await;
     assert_eq!(answer.status, 503);
-    assert!(answer.text().contains("flynn -a shop scale web=1"), "{}", answer.text());
+    assert!(
+        answer.text().contains("flynn -a shop scale web=1"),
+        "{}",
+        answer.text()
+    );
 }
 
 #[tokio::test]
 async fn the_router_says_whether_it_knows_what_to_serve() {
     let mut world = World::start(config()).await;
-    assert_eq!(world.get("127.0.0.1", "/.well-known/flynn/router").await.status, 503);
+    assert_eq!(
+        world.get("127.0.0.1", "/.well-known/flynn/router").await.status,
+        503
+    );
     assert_eq!(world.get("shop.test", "/").await.status, 503);
-    world.set(vec![route("shop.test", "/", "s")], vec![service("s", &[echo().await])]).await;
-    assert_eq!(world.get("127.0.0.1", "/.well-known/flynn/router").await.status, 200);
+    world
+        .set(
+            vec![route("shop.test", "/", "s")],
+            vec![service("s", &[echo().await])],
+        )
+        .await;
+    assert_eq!(
+        world.get("127.0.0.1", "/.well-known/flynn/router").await.status,
+        200
+    );
     // An app's own paths are its own.
-    assert!(world.get("shop.test", "/.well-known/flynn/router").await.text().starts_with("GET /.well-known"));
+    assert!(
+        world
+            .get("shop.test", "/.well-known/flynn/router")
+            .await
+            .text()
+            .starts_with("GET /.well-known")
+    );
 }
 
 #[tokio::test]
@@ -47,7 +78,9 @@ async fn a_refused_connection_goes_to_another_backend_for_every_method() {
     let world = World::shop(config(), &[nobody().await, saying("alive").await]).await;
     let mut client = world.client().await;
     for _ in 0..20 {
-        client.send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 2\r\n\r\nhi").await;
+        client
+            .send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 2\r\n\r\nhi")
+            .await;
         assert_eq!(client.answer().await.text(), "alive");
     }
 }
@@ -77,7 +110,9 @@ async fn a_connection_that_breaks_before_an_answer_is_tried_again_only_if_that_i
     assert_eq!(world.get("shop.test", "/").await.status, 502);
     assert_eq!(seen.swap(0, Ordering::SeqCst), 1, "there is no other backend");
     let mut client = world.client().await;
-    client.send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 2\r\n\r\nhi").await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 2\r\n\r\nhi")
+        .await;
     assert_eq!(client.answer().await.status, 502);
     assert_eq!(seen.load(Ordering::SeqCst), 1, "a POST is sent once");
 
@@ -99,7 +134,14 @@ async fn a_kept_connection_that_the_app_has_closed_does_not_fail_a_request() {
         }
     })
     .await;
-    let world = World::shop(Config { worker_threads: 1, ..config() }, &[addr]).await;
+    let world = World::shop(
+        Config {
+            worker_threads: 1,
+            ..config()
+        },
+        &[addr],
+    )
+    .await;
     let mut client = world.client().await;
     for _ in 0..50 {
         client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
@@ -111,7 +153,10 @@ async fn a_kept_connection_that_the_app_has_closed_does_not_fail_a_request() {
 async fn a_response_cut_short_is_not_passed_off_as_whole() {
     let addr = backend(|mut stream| async move {
         let _ = read_message(&mut stream, false).await;
-        let _ = stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort").await;
+        let _ = stream
+            .get_mut()
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
+            .await;
     })
     .await;
     let world = World::shop(config(), &[addr]).await;
@@ -139,14 +184,23 @@ async fn nonsense_from_the_app_is_a_502() {
 fn quick() -> Config {
     let short = Duration::from_millis(60);
     Config {
-        timeouts: Timeouts { head: short, idle: short, stall: short, response: short, ..Timeouts::default() },
+        timeouts: Timeouts {
+            head: short,
+            idle: short,
+            stall: short,
+            response: short,
+            ..Timeouts::default()
+        },
         ..config()
     }
 }
 
 /// Takes requests and never answers.
 async fn silent() -> std::net::SocketAddr {
-    backend(|mut stream| async move { while matches!(stream.read(&mut [0; 1024]).await, Ok(count) if count > 0) {} }).await
+    backend(|mut stream| async move {
+        while matches!(stream.read(&mut [0; 1024]).await, Ok(count) if count > 0) {}
+    })
+    .await
 }
 
 #[tokio::test]
@@ -170,14 +224,20 @@ async fn a_slow_app_is_a_504_unless_its_service_may_take_its_time() {
 async fn slow_clients_are_sent_away() {
     let world = World::shop(quick(), &[silent().await]).await;
     let mut idle = world.client().await;
-    assert_eq!(idle.rest().await, b"", "a connection that says nothing is just closed");
+    assert_eq!(
+        idle.rest().await,
+        b"",
+        "a connection that says nothing is just closed"
+    );
 
     let mut drip = world.client().await;
     drip.send("GET / HTTP/1.1\r\nHost: sh").await;
     assert_eq!(drip.answer().await.status, 408, "a head that does not end");
 
     let mut stalled = world.client().await;
-    stalled.send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 10\r\n\r\nabc").await;
+    stalled
+        .send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 10\r\n\r\nabc")
+        .await;
     assert_eq!(stalled.answer().await.status, 408, "a body that does not come");
 }
 
@@ -187,12 +247,24 @@ async fn heads_beyond_the_limits_are_refused() {
     let long = |bytes: usize| "a".repeat(bytes);
     let many: String = (0..101).map(|n| format!("X-{n}: 1\r\n")).collect();
     for (request, status) in [
-        (format!("GET /{} HTTP/1.1\r\nHost: shop.test\r\n\r\n", long(20_000)), 414),
-        (format!("GET / HTTP/1.1\r\nHost: shop.test\r\nX: {}\r\n\r\n", long(70_000)), 431),
+        (
+            format!("GET /{} HTTP/1.1\r\nHost: shop.test\r\n\r\n", long(20_000)),
+            414,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: shop.test\r\nX: {}\r\n\r\n", long(70_000)),
+            431,
+        ),
         (format!("GET / HTTP/1.1\r\nHost: shop.test\r\n{many}\r\n"), 431),
-        ("CONNECT shop.test:80 HTTP/1.1\r\nHost: shop.test\r\n\r\n".into(), 405),
+        (
+            "CONNECT shop.test:80 HTTP/1.1\r\nHost: shop.test\r\n\r\n".into(),
+            405,
+        ),
         ("GET / HTTP/2.0\r\nHost: shop.test\r\n\r\n".into(), 505),
-        (format!("GET / HTTP/1.1\r\nHost: shop.test\r\nX: {}\r\n\r\n", long(60_000)), 200),
+        (
+            format!("GET / HTTP/1.1\r\nHost: shop.test\r\nX: {}\r\n\r\n", long(60_000)),
+            200,
+        ),
     ] {
         let mut client = world.client().await;
         client.send(&request).await;
@@ -219,7 +291,9 @@ async fn a_removed_backend_finishes_its_request_and_then_counts_as_drained() {
     let mut client = world.client().await;
     client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
     has_arrived.recv().await.unwrap();
-    world.set_service(service("shop-web", &[saying("new").await])).await;
+    world
+        .set_service(service("shop-web", &[saying("new").await]))
+        .await;
     let during = world.acknowledged(|answer| answer.generation == 2).await;
     assert_eq!(during.in_flight.get(&slow), Some(&1));
     assert_eq!(world.get("shop.test", "/").await.text(), "new");
@@ -232,7 +306,10 @@ async fn a_removed_backend_finishes_its_request_and_then_counts_as_drained() {
 async fn the_last_table_is_served_without_a_feed_and_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let state_file = directory.path().join("table.json");
-    let with_file = || Config { state_file: Some(state_file.clone()), ..config() };
+    let with_file = || Config {
+        state_file: Some(state_file.clone()),
+        ..config()
+    };
     let addr = saying("hi").await;
     let world = World::shop(with_file(), &[addr]).await;
     let (running, http) = world.without_feed();
@@ -244,9 +321,12 @@ async fn the_last_table_is_served_without_a_feed_and_after_a_restart() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, saved).await.expect("the table is saved");
+    tokio::time::timeout(PATIENCE, saved)
+        .await
+        .expect("the table is saved");
     running.stop().await.unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&state_file).unwrap().permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&state_file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
 
     let again = World::start(with_file()).await;
@@ -277,7 +357,10 @@ async fn a_stop_lets_requests_finish_and_ends_idle_connections() {
     assert_eq!(idle.rest().await, b"");
     go.send(true).unwrap();
     let answer = busy.answer().await;
-    assert_eq!((answer.text(), answer.header("connection")), ("done", Some("close")));
+    assert_eq!(
+        (answer.text(), answer.header("connection")),
+        ("done", Some("close"))
+    );
     stopping.await.unwrap().unwrap();
     assert!(tokio::net::TcpStream::connect(http).await.is_err());
 }
@@ -290,11 +373,21 @@ async fn sticky_clients_come_back_to_their_backend() {
     let backends = [saying("one").await, saying("two").await, saying("three").await];
     world.set(vec![sticky], vec![service("s", &backends)]).await;
     let first = world.get("shop.test", "/").await;
-    let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_string();
+    let cookie = first
+        .header("set-cookie")
+        .unwrap()
+        .split(';')
+        .next()
+        .unwrap()
+        .to_string();
     assert!(cookie.starts_with("_backend="), "{cookie}");
     for _ in 0..20 {
         let mut client = world.client().await;
-        client.send(&format!("GET / HTTP/1.1\r\nHost: shop.test\r\nCookie: a=b; {cookie}\r\n\r\n")).await;
+        client
+            .send(&format!(
+                "GET / HTTP/1.1\r\nHost: shop.test\r\nCookie: a=b; {cookie}\r\n\r\n"
+            ))
+            .await;
         let answer = client.answer().await;
         assert_eq!((answer.text(), answer.header("set-cookie")), (first.text(), None));
     }
@@ -308,8 +401,12 @@ async fn routes_by_wildcard_path_and_leader() {
     let mut db = service("db", &[one, two]);
     db.leader = Some(format!("b{}", two.port()));
     let mut world = World::start(config()).await;
-    let routes =
-        vec![route("*.shop.test", "/", "all"), route("a.shop.test", "/", "a"), route("a.shop.test", "/api/", "api"), leader];
+    let routes = vec![
+        route("*.shop.test", "/", "all"),
+        route("a.shop.test", "/", "a"),
+        route("a.shop.test", "/api/", "api"),
+        leader,
+    ];
     let services = vec![
         service("all", &[saying("all").await]),
         service("a", &[saying("a").await]),
@@ -332,7 +429,10 @@ async fn routes_by_wildcard_path_and_leader() {
 #[tokio::test]
 async fn each_request_leaves_a_line_in_its_apps_log() {
     let directory = tempfile::tempdir().unwrap();
-    let with_log = Config { access_log_directory: Some(directory.path().into()), ..config() };
+    let with_log = Config {
+        access_log_directory: Some(directory.path().into()),
+        ..config()
+    };
     let addr = saying("hello").await;
     let mut world = World::shop(with_log, &[addr]).await;
     world.get("shop.test", "/a\"b?c").await;
@@ -340,12 +440,26 @@ async fn each_request_leaves_a_line_in_its_apps_log() {
     world.get("shop.test", "/").await;
     world.running.stop().await.unwrap();
     let log = std::fs::read_to_string(directory.path().join("shop-web-id/router.log")).unwrap();
-    let mut lines: Vec<&str> = log.lines().map(|line| line.split_once(" stdout F ").unwrap().1).collect();
+    let mut lines: Vec<&str> = log
+        .lines()
+        .map(|line| line.split_once(" stdout F ").unwrap().1)
+        .collect();
     lines.sort();
     assert_eq!(lines.len(), 2, "{log}");
-    assert!(lines[0].starts_with("at=error code=H14 desc=\"Nothing running\" method=GET path=\"/\" host=shop.test request_id="), "{log}");
+    assert!(
+        lines[0].starts_with(
+            "at=error code=H14 desc=\"Nothing running\" method=GET path=\"/\" host=shop.test request_id="
+        ),
+        "{log}"
+    );
     let job = format!(" dyno=web.j{} connect=", addr.port());
-    assert!(lines[1].starts_with("at=info method=GET path=\"/a%22b?c\" host=shop.test request_id="), "{log}");
-    assert!(lines[1].contains(&job) && lines[1].contains(" fwd=\"127.0.0.1\" "), "{log}");
+    assert!(
+        lines[1].starts_with("at=info method=GET path=\"/a%22b?c\" host=shop.test request_id="),
+        "{log}"
+    );
+    assert!(
+        lines[1].contains(&job) && lines[1].contains(" fwd=\"127.0.0.1\" "),
+        "{log}"
+    );
     assert!(lines[1].ends_with(" status=200 bytes=5"), "{log}");
 }

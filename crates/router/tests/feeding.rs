@@ -22,17 +22,32 @@ async fn a_router_follows_its_controller_and_answers_it_across_a_lost_connection
     };
     let streams = Arc::new(Mutex::new(0));
     let controller = backend(move |mut stream| {
-        let (acknowledged, mut is_cut, next, streams) =
-            (acknowledged.clone(), is_cut.clone(), next.clone(), streams.clone());
+        let (acknowledged, mut is_cut, next, streams) = (
+            acknowledged.clone(),
+            is_cut.clone(),
+            next.clone(),
+            streams.clone(),
+        );
         async move {
             while let Some(request) = read_message(&mut stream, false).await {
                 assert_eq!(request.header("authorization"), Some("Basic OnRoZS1rZXk="));
                 if request.head.starts_with("POST /internal/routers/r1 ") {
-                    acknowledged.send(serde_json::from_slice(&request.body).unwrap()).await.unwrap();
-                    stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+                    acknowledged
+                        .send(serde_json::from_slice(&request.body).unwrap())
+                        .await
+                        .unwrap();
+                    stream
+                        .get_mut()
+                        .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+                        .await
+                        .unwrap();
                     continue;
                 }
-                assert!(request.head.starts_with("GET /internal/routing "), "{}", request.head);
+                assert!(
+                    request.head.starts_with("GET /internal/routing "),
+                    "{}",
+                    request.head
+                );
                 let generation = {
                     let mut streams = streams.lock().unwrap();
                     *streams += 1;
@@ -40,10 +55,19 @@ async fn a_router_follows_its_controller_and_answers_it_across_a_lost_connection
                 };
                 let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: welcome\n\n";
                 stream.get_mut().write_all(head).await.unwrap();
-                let update = Update::Snapshot(Snapshot { generation, ..next.clone() });
-                let event = format!("id: {generation}\ndata: {}\n\n", serde_json::to_string(&update).unwrap());
+                let update = Update::Snapshot(Snapshot {
+                    generation,
+                    ..next.clone()
+                });
+                let event = format!(
+                    "id: {generation}\ndata: {}\n\n",
+                    serde_json::to_string(&update).unwrap()
+                );
                 stream.get_mut().write_all(event.as_bytes()).await.unwrap();
-                let set = Update::RemoveRoute { generation: generation + 1, id: "no such".into() };
+                let set = Update::RemoveRoute {
+                    generation: generation + 1,
+                    id: "no such".into(),
+                };
                 let event = format!("data: {}\n\n", serde_json::to_string(&set).unwrap());
                 stream.get_mut().write_all(event.as_bytes()).await.unwrap();
                 // Hangs up when the test says so.
@@ -54,13 +78,17 @@ async fn a_router_follows_its_controller_and_answers_it_across_a_lost_connection
         }
     })
     .await;
-    let feed = ControllerFeed { controller, key: "the-key".into(), router_id: "r1".into() };
+    let feed = ControllerFeed {
+        controller,
+        key: "the-key".into(),
+        router_id: "r1".into(),
+    };
     let running = router::start(config(), Box::new(feed)).unwrap();
     let mut wait_for = async |generation| {
-        let waiting = async {
-            while acknowledgements.recv().await.unwrap().generation != generation {}
-        };
-        tokio::time::timeout(PATIENCE, waiting).await.expect("acknowledged");
+        let waiting = async { while acknowledgements.recv().await.unwrap().generation != generation {} };
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("acknowledged");
     };
     wait_for(11).await;
     let mut client = Client::connect(running.http[0]).await;

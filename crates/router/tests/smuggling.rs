@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use proptest::prelude::*;
 use router::Limits;
-use router::http1::{Framing, parse_request_head};
+use router::http1::{Framing, Scratch, parse_request_head};
 
 #[tokio::test]
 async fn ambiguous_requests_are_refused() {
@@ -33,7 +33,10 @@ async fn ambiguous_requests_are_refused() {
         ("X Y: 1\r\n", 400),
         (": 1\r\n", 400),
         ("no colon\r\n", 400),
-        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 400),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            400,
+        ),
         ("Transfer-Encoding: identity, chunked\r\n", 501),
         ("Transfer-Encoding: chunked, identity\r\n", 501),
         ("Transfer-Encoding: xchunked\r\n", 501),
@@ -44,9 +47,15 @@ async fn ambiguous_requests_are_refused() {
         ("Host: shop.test\r\n", 400),
     ] {
         let mut client = world.client().await;
-        client.send(&format!("POST / HTTP/1.1\r\nHost: shop.test\r\n{fields}\r\nabc")).await;
+        client
+            .send(&format!("POST / HTTP/1.1\r\nHost: shop.test\r\n{fields}\r\nabc"))
+            .await;
         let answer = client.answer().await;
-        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{fields:?}");
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (status, Some("close")),
+            "{fields:?}"
+        );
         assert_eq!(client.rest().await, b"", "{fields:?}");
     }
     for request in [
@@ -88,7 +97,9 @@ async fn a_refused_request_takes_nothing_after_it_along() {
 async fn a_bad_chunk_in_the_middle_ends_the_request_and_its_backend_connection() {
     let world = World::shop(config(), &[echo().await]).await;
     let mut client = world.client().await;
-    client.send("POST / HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        .await;
     client.send("zz\r\n").await;
     assert_eq!(client.answer().await.status, 400);
     assert_eq!(world.get("shop.test", "/next").await.status, 200);
@@ -121,7 +132,7 @@ proptest! {
     #[test]
     fn a_head_that_is_taken_has_one_meaning(bytes in pieces()) {
         let limits = Limits::default();
-        if let Ok(Some((head, length))) = parse_request_head(&bytes, &limits) {
+        if let Ok(Some((head, length))) = parse_request_head(&bytes, &limits, &mut Scratch::new()) {
             prop_assert!(length <= bytes.len());
             let text = &bytes[..length];
             prop_assert!(text.ends_with(b"\r\n\r\n"));

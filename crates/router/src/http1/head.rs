@@ -3,6 +3,7 @@
 use super::Framing;
 use crate::config::Limits;
 use memchr::memchr_iter;
+use std::mem::MaybeUninit;
 
 /// Never more, whatever the limit says: the place for them is on the stack.
 pub const HEADERS_MAX: usize = 128;
@@ -131,8 +132,24 @@ pub fn field(name: &str) -> Field {
     }
 }
 
+/// Room for the fields of a head while it is looked at. Four kilobytes that are neither cleared nor
+/// moved for each request.
+pub struct Scratch<'b>([MaybeUninit<httparse::Header<'b>>; HEADERS_MAX]);
+
+impl Scratch<'_> {
+    pub fn new() -> Self {
+        Scratch([const { MaybeUninit::uninit() }; HEADERS_MAX])
+    }
+}
+
+impl Default for Scratch<'_> {
+    fn default() -> Self {
+        Scratch::new()
+    }
+}
+
 #[derive(Debug)]
-pub struct RequestHead<'b> {
+pub struct RequestHead<'s, 'b> {
     pub method: &'b str,
     /// Path and query, beginning with `/`, or `*`.
     pub target: &'b str,
@@ -145,15 +162,12 @@ pub struct RequestHead<'b> {
     pub upgrade: Option<&'b str>,
     /// `Connection` names fields that must go no further.
     pub has_connection_names: bool,
-    headers: [httparse::Header<'b>; HEADERS_MAX],
-    count: usize,
+    headers: &'s [httparse::Header<'b>],
 }
 
-impl<'b> RequestHead<'b> {
+impl<'b> RequestHead<'_, 'b> {
     pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + Clone + '_ {
-        self.headers[..self.count]
-            .iter()
-            .map(|header| (header.name, header.value))
+        self.headers.iter().map(|header| (header.name, header.value))
     }
 
     /// The path without the query.
@@ -167,13 +181,14 @@ pub fn path_of(target: &str) -> &str {
 }
 
 /// Parses a request's head if all of it is there, and says how long it was.
-pub fn parse_request_head<'b>(
+pub fn parse_request_head<'s, 'b>(
     bytes: &'b [u8],
     limits: &Limits,
-) -> Result<Option<(RequestHead<'b>, usize)>, Refused> {
+    scratch: &'s mut Scratch<'b>,
+) -> Result<Option<(RequestHead<'s, 'b>, usize)>, Refused> {
     match HeadScan::default().find(bytes, limits)? {
         Some(length) => Ok(Some((
-            parse_whole_request_head(&bytes[..length], limits)?,
+            parse_whole_request_head(&bytes[..length], limits, scratch)?,
             length,
         ))),
         None => Ok(None),
@@ -181,24 +196,25 @@ pub fn parse_request_head<'b>(
 }
 
 /// `bytes` is exactly one head, as [`HeadScan`] found it.
-pub fn parse_whole_request_head<'b>(bytes: &'b [u8], limits: &Limits) -> Result<RequestHead<'b>, Refused> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let (method, target, minor_version, count) = {
-        let most = limits.headers.min(HEADERS_MAX);
-        let mut request = httparse::Request::new(&mut headers[..most]);
-        match request.parse(bytes) {
-            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-            Ok(_) => return Err(Refused::Malformed("The head is not complete.")),
-            Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooManyHeaders),
-            Err(httparse::Error::Version) => return Err(Refused::VersionNotSupported),
-            Err(_) => return Err(Refused::Malformed("The head is not HTTP.")),
-        }
-        let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version)
-        else {
-            return Err(Refused::Malformed("The head is not HTTP."));
-        };
-        (method, target, version, request.headers.len())
+pub fn parse_whole_request_head<'s, 'b>(
+    bytes: &'b [u8],
+    limits: &Limits,
+    scratch: &'s mut Scratch<'b>,
+) -> Result<RequestHead<'s, 'b>, Refused> {
+    let most = limits.headers.min(HEADERS_MAX);
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, &mut scratch.0[..most]) {
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+        Ok(_) => return Err(Refused::Malformed("The head is not complete.")),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooManyHeaders),
+        Err(httparse::Error::Version) => return Err(Refused::VersionNotSupported),
+        Err(_) => return Err(Refused::Malformed("The head is not HTTP.")),
+    }
+    let (Some(method), Some(target), Some(minor_version)) = (request.method, request.path, request.version)
+    else {
+        return Err(Refused::Malformed("The head is not HTTP."));
     };
+    let headers: &'s [httparse::Header<'b>] = request.headers;
     if target.len() > limits.target_bytes {
         return Err(Refused::TargetTooLong);
     }
@@ -211,7 +227,7 @@ pub fn parse_whole_request_head<'b>(bytes: &'b [u8], limits: &Limits) -> Result<
     let mut is_chunked = false;
     let mut upgrade = None;
     let mut connection = Connection::default();
-    for header in &headers[..count] {
+    for header in headers {
         // A name that ends in a space, and folded lines, were refused by the parser.
         match field(header.name) {
             Field::Host => {
@@ -277,7 +293,6 @@ pub fn parse_whole_request_head<'b>(bytes: &'b [u8], limits: &Limits) -> Result<
         upgrade,
         has_connection_names: connection.has_names,
         headers,
-        count,
     })
 }
 
@@ -372,7 +387,7 @@ fn origin_form<'b>(target: &'b str, method: &str) -> Result<(&'b str, Option<&'b
 }
 
 #[derive(Debug)]
-pub struct ResponseHead<'b> {
+pub struct ResponseHead<'s, 'b> {
     pub status: u16,
     pub reason: &'b str,
     pub framing: Framing,
@@ -380,41 +395,33 @@ pub struct ResponseHead<'b> {
     pub keeps_alive: bool,
     pub has_connection_names: bool,
     pub upgrade: Option<&'b str>,
-    headers: [httparse::Header<'b>; HEADERS_MAX],
-    count: usize,
+    headers: &'s [httparse::Header<'b>],
 }
 
-impl<'b> ResponseHead<'b> {
+impl<'b> ResponseHead<'_, 'b> {
     pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + Clone + '_ {
-        self.headers[..self.count]
-            .iter()
-            .map(|header| (header.name, header.value))
+        self.headers.iter().map(|header| (header.name, header.value))
     }
 }
 
 /// `bytes` is exactly one head, as [`HeadScan`] found it.
-pub fn parse_whole_response_head<'b>(
+pub fn parse_whole_response_head<'s, 'b>(
     bytes: &'b [u8],
     is_answer_to_head: bool,
-) -> Result<ResponseHead<'b>, Refused> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let (status, reason, minor_version, count) = {
-        let mut response = httparse::Response::new(&mut headers);
-        match response.parse(bytes) {
-            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-            Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooManyHeaders),
-            _ => return Err(Refused::Malformed("The response is not HTTP.")),
-        }
-        let (Some(status), Some(version)) = (response.code, response.version) else {
-            return Err(Refused::Malformed("The response is not HTTP."));
-        };
-        (
-            status,
-            response.reason.unwrap_or(""),
-            version,
-            response.headers.len(),
-        )
+    scratch: &'s mut Scratch<'b>,
+) -> Result<ResponseHead<'s, 'b>, Refused> {
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    match config.parse_response_with_uninit_headers(&mut response, bytes, &mut scratch.0) {
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(Refused::TooManyHeaders),
+        _ => return Err(Refused::Malformed("The response is not HTTP.")),
+    }
+    let (Some(status), Some(minor_version)) = (response.code, response.version) else {
+        return Err(Refused::Malformed("The response is not HTTP."));
     };
+    let reason = response.reason.unwrap_or("");
+    let headers: &'s [httparse::Header<'b>] = response.headers;
     if !(100..=999).contains(&status) {
         return Err(Refused::Malformed("The response has no such status."));
     }
@@ -422,7 +429,7 @@ pub fn parse_whole_response_head<'b>(
     let mut is_chunked = false;
     let mut upgrade = None;
     let mut connection = Connection::default();
-    for header in &headers[..count] {
+    for header in headers {
         match field(header.name) {
             Field::ContentLength => {
                 let value = content_length(header.value)?;
@@ -461,6 +468,5 @@ pub fn parse_whole_response_head<'b>(
         has_connection_names: connection.has_names,
         upgrade,
         headers,
-        count,
     })
 }
