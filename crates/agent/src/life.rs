@@ -133,8 +133,11 @@ pub async fn supervise(
             ended = &mut end => break ended,
             grace = entry.stop_asked(), if stopper.is_none() => {
                 watcher = None;
+                if progress.never_healthy.is_none() && let Some(why) = excuse(&entry, address, pid, &progress).await {
+                    progress.never_healthy = Some(why);
+                    keep(&agent, &entry, &progress);
+                }
                 entry.change(|view| view.phase = Phase::Stopping);
-                entry.announce("stop");
                 stopper = Some(stop(&agent, &entry, grace));
             }
             Some(change) = changes.recv(), if watcher.is_some() => {
@@ -210,6 +213,17 @@ fn begin(
         health::readiness(&entry.job),
         changes.clone(),
     )))
+}
+
+/// Why a job that is to be stopped never came up, if that is so.
+async fn excuse(entry: &Entry, address: Ipv4Addr, pid: u32, progress: &Progress) -> Option<String> {
+    let age = daemon::now().since(progress.started_at?);
+    let subject = Subject {
+        address,
+        pid,
+        was_up: progress.up_at.is_some(),
+    };
+    monitor::excuse(subject, health::readiness(&entry.job), age).await
 }
 
 fn heed(agent: &Agent, entry: &Arc<Entry>, change: Change, progress: &mut Progress) {

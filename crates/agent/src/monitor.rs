@@ -13,6 +13,11 @@ use crate::{
     probe::{self, Failure},
 };
 
+/// A job that is stopped earlier was not waited for.
+const EXCUSE_AFTER: Duration = Duration::from_secs(5);
+/// The stop waits for this.
+const EXCUSE_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What happened to the health of a job as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -108,6 +113,36 @@ async fn port(
             return;
         }
     }
+}
+
+/// Why a job that ran for `age` and was never up is not, for whoever stops it: the scheduler gives
+/// up on jobs too, and does not see what we see. `None`: it has nothing to be asked, or was given no
+/// time yet, or has just come up.
+pub async fn excuse(subject: Subject, readiness: Readiness, age: Duration) -> Option<String> {
+    let Readiness::Checks(checks) = readiness else {
+        return None;
+    };
+    if subject.was_up {
+        return None;
+    }
+    for check in &checks {
+        // The scheduler's clock may be a little ahead of the one here.
+        let had_its_time = check
+            .kill_after
+            .map_or(EXCUSE_AFTER, |limit| limit.min(EXCUSE_AFTER) * 9 / 10);
+        if age < had_its_time {
+            continue;
+        }
+        let failure = match tokio::time::timeout(EXCUSE_PATIENCE, probe::probe(subject.address, check)).await
+        {
+            Ok(Ok(())) => continue,
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::NotOpen,
+        };
+        let listening = probe::listening(subject.pid).unwrap_or_default();
+        return Some(probe::reason(check, &failure, &listening, age.as_secs()));
+    }
+    None
 }
 
 fn why(pid: u32, check: &Check, failure: &Failure, waited: Duration) -> String {

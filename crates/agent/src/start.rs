@@ -3,7 +3,12 @@
 //! The order is what makes a kill at any point harmless: what is kept on disk comes before what it
 //! describes, and a container that was not told to start gives up when whoever made it goes away.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use api::host::HostJob;
 use container::{StartError, Started};
@@ -32,6 +37,9 @@ pub struct Running {
     pub pid: u32,
     pub started: Started,
 }
+
+/// Some tens of milliseconds are usual.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const STOPPED_BEFORE: &str = "it was stopped before it started";
 
@@ -80,7 +88,7 @@ pub async fn start(agent: &Agent, entry: &Entry) -> Result<Running, Failed> {
     if entry.is_to_stop() {
         return Err(failed(true)(STOPPED_BEFORE.into()));
     }
-    let started = created.start().await.map_err(words).map_err(failed(true))?;
+    let started = in_time(created.start()).await.map_err(failed(true))?;
     debug!(
         job = %entry.id, prepare_ms = ms(prepared), create_ms = ms(made - prepared),
         network_ms = ms(attached - made), start_ms = ms(began.elapsed() - attached), "phases of a start"
@@ -167,6 +175,17 @@ fn layers_of(agent: &Agent, job: &HostJob) -> Result<Vec<PathBuf>, String> {
 /// Layers that a job's container is made of.
 pub fn digests(job: &HostJob) -> impl Iterator<Item = &str> {
     job.mountspecs.iter().map(|mountspec| mountspec.id.as_str())
+}
+
+/// A shim that hangs must not keep others from starting.
+async fn in_time<T>(call: impl Future<Output = Result<T, StartError>>) -> Result<T, String> {
+    match tokio::time::timeout(PATIENCE, call).await {
+        Ok(result) => result.map_err(words),
+        Err(_) => Err(format!(
+            "the host did not manage to make its container within {} s",
+            PATIENCE.as_secs()
+        )),
+    }
 }
 
 fn words(error: StartError) -> String {

@@ -88,11 +88,13 @@ impl Life {
         Client::new(&endpoint(self.url.clone())).unwrap()
     }
 
-    /// Every task is dropped where it stands, as kill -9 would.
+    /// Every task is dropped where it waits, as kill -9 would; comes back when none is left.
     pub fn kill(mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        let runtime = self.runtime.take().expect("it is killed once");
+        // Waiting is not allowed on a thread of another runtime, as this one is.
+        std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE))
+            .join()
+            .unwrap();
     }
 
     pub async fn shut_down(mut self) {

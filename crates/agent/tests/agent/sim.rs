@@ -5,11 +5,12 @@ use std::sync::Arc;
 use api::host::{HostJob, ReportedState};
 use container::Outcome;
 use daemon::StateDir;
+use futures::StreamExt;
 use types::{Exit, JobId};
 
 use crate::{
     controller::Controller,
-    life::{HOST, Life, Setup, app_of, directories, id_of, job, until},
+    life::{HOST, Life, PATIENCE, Setup, app_of, directories, id_of, job, until},
     machine::{Fuse, Machine},
 };
 
@@ -281,6 +282,32 @@ async fn the_host_api_lists_jobs_and_asks_for_a_key() {
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Some(api::Code::Unauthorized));
+}
+
+#[tokio::test]
+async fn who_follows_the_events_of_a_job_hears_its_life() {
+    let world = World::new(Fuse::endless()).await;
+    let life = world.life();
+    let job = world.job();
+    let client = life.client();
+    let mut events = client.events::<serde_json::Value>("/host/jobs").await.unwrap();
+    world.controller.run(&job);
+    world.up(id_of(&job)).await;
+    world.controller.stop(id_of(&job));
+    let mut heard = Vec::new();
+    while heard.last().is_none_or(|event| event != "cleanup") {
+        let event = tokio::time::timeout(PATIENCE, events.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (&event["job_id"], &event["job"]["host_id"]),
+            (&job.id.clone().into(), &HOST.into())
+        );
+        heard.push(event["event"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(heard, ["create", "start", "stop", "cleanup"]);
 }
 
 /// Kills the agent at its first, second, third … step of a job's whole life, and expects of the next
