@@ -137,6 +137,18 @@ start() {
   ' live "$(lower_of "${image_directories[@]}")" "$app" "$type" "$*"
 }
 
+# one_off ARGUMENT...: /runner/init with these, in $app as it was built; output and status are the command's.
+one_off() {
+  local key
+  image_directories=()
+  mount_image run "${run_packages_layers:-}"
+  for key in $(jq -r '.layers[]' "$app/meta/release.json"); do image_directories+=("$app/layers/$key"); done
+  unshare --mount --pid --fork --kill-child --propagation private bash -c '
+    mkdir -p "$2/live"; mount -t tmpfs live "$2/live"; mkdir "$2"/live/{upper,work,root}
+    mount -t overlay -o "lowerdir=$1,upperdir=$2/live/upper,workdir=$2/live/work" overlay "$2/live/root"
+    root=$2/live/root; shift 2; in_root "$root" /runner/init "$@"' one-off "$(lower_of "${image_directories[@]}" "$app/out")" "$app" "$@" 2>&1
+}
+
 size_of() { du -sm "$1" | cut -f1; }
 measure() { printf 'measured %s\n' "$*"; }
 

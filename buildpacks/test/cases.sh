@@ -331,6 +331,27 @@ case_a_malformed_procfile_is_refused() {
   said ' !     Line 1 of the Procfile is not of the form "type: command":'
 }
 
+case_one_off_commands_have_the_surroundings_of_the_app() {
+  new_app oneoff "$root/examples/nodejs"
+  printf 'export FROM_PROFILE=yes\n' >"$app/src/.profile"
+  printf 'web: node web.js\nfail: exit 7\nodd: echo "a: b" && echo $FROM_PROFILE\n' >"$app/src/Procfile"
+  build
+  [ "$(one_off node -p '1 + 1')" = 2 ]
+  [ "$(one_off bash -c 'echo $FROM_PROFILE $HOME $PWD $NODE_ENV "$1"' - 'a  b')" = "yes /app /app production a  b" ]
+  [ "$(one_off 'echo two words | wc -w')" = 2 ]
+  [ "$(one_off start odd | paste -sd,)" = "a: b,yes" ]
+  local status=0
+  one_off start fail || status=$?
+  [ $status = 7 ]
+  status=0
+  one_off start wroker >"$app/log" || status=$?
+  [ $status = 127 ]
+  grep -F 'error: this release has no process type "wroker"' "$app/log"
+  grep -F 'hint: it has fail, odd, web' "$app/log"
+  # Nothing stands between the container's first process and the app's.
+  [ "$(one_off bash -c 'echo $$')" = 1 ]
+}
+
 case_slugignore_keeps_files_out() {
   new_app ignoring "$root/examples/procfile"
   printf '*.log\n/docs/\n!keep.log\n' >"$app/src/.slugignore"
