@@ -1,0 +1,67 @@
+//! One file per command: its arguments with their help, and what it does.
+
+pub mod apps;
+pub mod cluster;
+pub mod completions;
+pub mod create;
+pub mod delete;
+pub mod deployment;
+pub mod env;
+pub mod exec;
+pub mod git_credentials;
+pub mod info;
+pub mod kill;
+pub mod limit;
+pub mod log;
+pub mod meta;
+pub mod ps;
+pub mod release;
+pub mod remote;
+pub mod restart;
+pub mod route;
+pub mod run;
+pub mod scale;
+pub mod version;
+
+use crate::{
+    cli::Command,
+    context::Context,
+    failure::{Failure, Result},
+};
+
+/// Carries a command out; gives the exit status.
+pub async fn run(command: Command, context: &Context) -> Result<i32> {
+    match command {
+        Command::Run(args) => return args.run(context).await,
+        Command::Exec(args) => return args.run(context).await,
+        Command::Cluster(args) => args.run(context).await,
+        Command::Create(args) => args.run(context).await,
+        Command::Delete(args) => args.run(context).await,
+        Command::Apps(args) => args.run(context).await,
+        Command::Info(args) => args.run(context).await,
+        Command::Ps(args) => args.run(context).await,
+        Command::Kill(args) => args.run(context).await,
+        Command::Log(args) => args.run(context).await,
+        Command::Scale(args) => args.run(context).await,
+        Command::Restart(args) => args.run(context).await,
+        Command::Env(args) => args.run(context).await,
+        Command::Limit(args) => args.run(context).await,
+        Command::Meta(args) => args.run(context).await,
+        Command::Route(args) => args.run(context).await,
+        Command::Release(args) => args.run(context).await,
+        Command::Deployment(args) => args.run(context).await,
+        Command::Remote(args) => args.run(context).await,
+        Command::GitCredentials(args) => args.run(),
+        Command::Completions(args) => args.run(),
+        Command::Version(args) => args.run(),
+    }?;
+    Ok(0)
+}
+
+/// `VAR=VALUE` taken apart; the value may be empty and may contain `=`.
+fn assignment(text: &str) -> Result<(String, String)> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(Failure::new(format!("{text:?} sets nothing")).with_hint("write it as NAME=VALUE")),
+    }
+}

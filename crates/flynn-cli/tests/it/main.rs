@@ -1,0 +1,14 @@
+//! The `flynn` binary against a controller with the real one's shapes.
+
+mod actors;
+mod attach;
+mod bench;
+mod clusters;
+mod fake;
+mod jobs;
+mod log;
+mod releases;
+mod routes;
+mod terminal;
+mod tls;
+mod walk;
