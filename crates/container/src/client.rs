@@ -9,12 +9,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::cgroup::Cgroup;
 use crate::protocol::{Frame, FrameError, HEAD_BYTES, Reply, Request, State};
@@ -34,6 +34,7 @@ pub struct Created {
     /// The container's first process: its network namespace is the one to attach.
     pub pid: u32,
     socket: UnixStream,
+    shim: Child,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,7 @@ pub enum ControlError {
 }
 
 impl Shim {
+    /// `binary` is an absolute path: shims run in `/`.
     pub fn new(binary: impl Into<PathBuf>) -> Shim {
         Shim {
             binary: binary.into(),
@@ -102,9 +104,9 @@ impl Shim {
             &mut file,
             &serde_json::to_vec(spec).expect("plain data has a JSON form"),
         )?;
-        let mut socket = self.spawn("run", job_dir)?;
-        match read_frame(&mut socket).await? {
-            Some(Frame::Reply(Reply::Created { pid })) => Ok(Created { pid, socket }),
+        let (mut socket, mut shim) = self.spawn("run", job_dir)?;
+        match first_word(&mut socket, &mut shim).await? {
+            Some(Frame::Reply(Reply::Created { pid })) => Ok(Created { pid, socket, shim }),
             Some(Frame::Reply(Reply::Failed(record))) => Err(StartError::NotStarted(record)),
             _ => Err(lost(job_dir)),
         }
@@ -112,13 +114,13 @@ impl Shim {
 
     /// Runs another process in a running container.
     pub async fn exec(&self, job_dir: &Path, spec: &ExecSpec) -> Result<ExecSession, StartError> {
-        let mut socket = self.spawn("exec", job_dir)?;
+        let (mut socket, mut shim) = self.spawn("exec", job_dir)?;
         write_frame(
             &mut socket,
             &Frame::Request(Request::Exec(Box::new(spec.clone()))),
         )
         .await?;
-        match read_frame(&mut socket).await? {
+        match first_word(&mut socket, &mut shim).await? {
             Some(Frame::Reply(Reply::Started)) => Ok(ExecSession(Attached::new(socket))),
             Some(Frame::Reply(Reply::Failed(record))) => Err(StartError::NotStarted(record)),
             _ => Err(lost(job_dir)),
@@ -126,7 +128,7 @@ impl Shim {
     }
 
     /// The shim's standard input is our socket to it: nothing else has to be inherited.
-    fn spawn(&self, verb: &str, job_dir: &Path) -> Result<UnixStream, StartError> {
+    fn spawn(&self, verb: &str, job_dir: &Path) -> Result<(UnixStream, Child), StartError> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let log = fs::OpenOptions::new()
@@ -134,9 +136,9 @@ impl Shim {
             .append(true)
             .mode(0o600)
             .open(job_dir.join(job_dir::SHIM_LOG))?;
-        Command::new(&self.binary)
+        let shim = Command::new(&self.binary)
             .arg(verb)
-            .arg(job_dir)
+            .arg(job_dir.canonicalize()?)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::from(log))
@@ -144,8 +146,24 @@ impl Shim {
             .current_dir("/")
             .spawn()
             .map_err(|error| StartError::Spawn(self.binary.clone(), error))?;
-        Ok(UnixStream::from_std(ours)?)
+        Ok((UnixStream::from_std(ours)?, shim))
     }
+}
+
+/// What the shim answers. None: it died without a word.
+///
+/// The end of the socket is not enough to tell: a shim killed in the middle of making a container
+/// leaves half-made processes, which hold the other end open until [`cleanup`].
+async fn first_word(socket: &mut UnixStream, shim: &mut Child) -> io::Result<Option<Frame>> {
+    tokio::select! {
+        biased;
+        frame = read_frame(socket) => return frame,
+        _ = shim.wait() => {}
+    }
+    // What it said before its end is here already; only of one that said nothing is there more to wait for.
+    tokio::time::timeout(Duration::from_millis(100), read_frame(socket))
+        .await
+        .unwrap_or(Ok(None))
 }
 
 fn lost(job_dir: &Path) -> StartError {
@@ -168,7 +186,7 @@ impl Created {
     /// Lets the process run. From here on the container does not depend on the caller.
     pub async fn start(mut self) -> Result<Started, StartError> {
         write_frame(&mut self.socket, &Frame::Request(Request::Start)).await?;
-        match read_frame(&mut self.socket).await? {
+        match first_word(&mut self.socket, &mut self.shim).await? {
             Some(Frame::Reply(Reply::Started)) => Ok(Started::Running),
             Some(Frame::Reply(Reply::WaitingForAttach)) => Ok(Started::WaitingForAttach),
             Some(Frame::Reply(Reply::Failed(record))) => Err(StartError::NotStarted(record)),
@@ -217,7 +235,7 @@ impl Control {
         self.ask_for_done(Request::Stop { grace_ms }).await
     }
 
-    /// Waits for the end.
+    /// Waits for the end. A caller that comes too late is told [`ControlError::NotRunning`]: see [`wait`].
     pub async fn wait(mut self) -> Result<ExitRecord, ControlError> {
         match self.ask(Request::Wait).await? {
             Frame::Exit(record) => Ok(record),
@@ -225,7 +243,8 @@ impl Control {
         }
     }
 
-    /// From here on the connection carries the process's input and output.
+    /// From here on the connection carries the process's input and output. What was written before
+    /// is in the log only.
     pub async fn attach(mut self, stdin: bool, stdout: bool, stderr: bool) -> Result<Attached, ControlError> {
         self.ask_for_done(Request::Attach {
             stdin,
@@ -389,16 +408,52 @@ pub async fn adopt(job_dir: &Path) -> Result<Adopted, ControlError> {
     }
 }
 
-/// Ends whatever is left of a job: kills what is in its cgroup, removes the cgroup and the socket.
+/// Waits for the end of a job, or looks up how it ended. [`ControlError::NotRunning`]: it was lost.
+pub async fn wait(job_dir: &Path) -> Result<ExitRecord, ControlError> {
+    let ended = match Control::connect(job_dir).await {
+        Ok(control) => control.wait().await,
+        Err(error) => Err(error),
+    };
+    match ended {
+        // It may have ended between any two steps of ours; the record is there before the socket goes.
+        Err(ControlError::NotRunning) => ExitRecord::read(job_dir)?.ok_or(ControlError::NotRunning),
+        other => other,
+    }
+}
+
+/// Ends whatever is left of a job: its shim and what that had forked, what is in its cgroup, the
+/// cgroup and the socket.
 ///
-/// For a job that is [`Adopted::Lost`]; mounts and network namespaces went with its processes.
-/// Doing it again does nothing. Blocks for up to two seconds: call it off the async threads.
+/// For a job that is [`Adopted::Lost`], or after [`StartError::ShimLost`]; mounts and network
+/// namespaces went with its processes. Doing it again does nothing. Blocks, for milliseconds as a
+/// rule and two seconds at most: call it off the async threads.
 pub fn cleanup(job_dir: &Path) -> io::Result<()> {
     let spec: Spec = match fs::read(job_dir.join(job_dir::SPEC)) {
         Ok(bytes) => serde_json::from_slice(&bytes)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
+    // First those who could still put something into the cgroup. Once none is found, none can appear:
+    // each is a fork of another.
+    let job_dir = job_dir.canonicalize()?;
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        let shims = shims_of(&job_dir)?;
+        if shims.is_empty() {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(io::Error::other(format!(
+                "processes {shims:?} of {} do not die",
+                job_dir.display()
+            )));
+        }
+        for pid in shims {
+            // SAFETY: no memory is involved.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let cgroup = Cgroup::locate(&spec.cgroup)?;
     cgroup.kill();
     cgroup.destroy()?;
@@ -406,4 +461,21 @@ pub fn cleanup(job_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The shim of a job and its forks that have not become something else: they share its arguments.
+fn shims_of(job_dir: &Path) -> io::Result<Vec<i32>> {
+    let is_one = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut arguments = line.split(|byte| *byte == 0).skip(1);
+        matches!(arguments.next(), Some(b"run" | b"exec"))
+            && arguments
+                .next()
+                .is_some_and(|argument| argument == job_dir.as_os_str().as_encoded_bytes())
+    };
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(is_one)
+        .collect())
 }

@@ -24,13 +24,14 @@ pub mod cgroup;
 mod client;
 pub mod layers;
 pub mod logline;
+pub mod loop_device;
 pub mod protocol;
 mod record;
 mod spec;
 
 pub use client::{
     Adopted, Attached, AttachedReader, AttachedWriter, Control, ControlError, Created, Event, ExecSession,
-    Shim, StartError, Started, adopt, cleanup,
+    Shim, StartError, Started, adopt, cleanup, wait,
 };
 pub use record::{ExitRecord, Outcome};
 pub use spec::{

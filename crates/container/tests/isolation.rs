@@ -253,6 +253,47 @@ async fn packing_twice_gives_the_same_bytes() {
 }
 
 #[tokio::test]
+async fn a_running_container_keeps_no_mount_of_the_host_busy() {
+    let world = World::new();
+    let elsewhere = world.directory.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    rustix::mount::mount(
+        "none",
+        &elsewhere,
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        None,
+    )
+    .unwrap();
+    let job = world.start(&world.spec("echo up; sleep 1000")).await;
+    job.wait_for_log("up").await;
+    rustix::mount::unmount(&elsewhere, rustix::mount::UnmountFlags::empty()).unwrap();
+    for pid in job.cgroup().processes() {
+        for pid in [pid, parent_of(pid)] {
+            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            assert!(!mounts.contains("elsewhere"), "process {pid} holds it");
+        }
+    }
+    job.kill_and_end().await;
+}
+
+#[tokio::test]
+async fn layers_can_be_mounted_once_for_all() {
+    let world = World::new();
+    let image = world.directory.path().join("one.erofs");
+    container::layers::pack(&world.root(), &image, container::layers::PackOptions::default()).unwrap();
+    let mounted = world.directory.path().join("mounted");
+    fs::create_dir(&mounted).unwrap();
+    container::layers::mount(&image, &mounted).unwrap();
+    let mut spec = world.spec("stat -c %u /bin/busybox; echo fine");
+    spec.layers = vec![mounted.clone()];
+    let (_, output) = world.run(&spec).await;
+    rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert_eq!(output, "0\nfine\n");
+    world.check_nothing_left().await;
+}
+
+#[tokio::test]
 async fn a_read_only_root_takes_nothing() {
     let world = World::new();
     let mut spec = world.spec("touch /tmp/x 2>/dev/null || echo refused; touch /dev/shm/x && echo shm");

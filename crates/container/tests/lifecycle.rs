@@ -99,6 +99,22 @@ async fn a_layer_that_is_missing_is_a_clear_failure() {
 }
 
 #[tokio::test]
+async fn a_log_that_cannot_be_opened_is_a_clear_failure() {
+    let world = World::new();
+    let mut spec = world.spec("true");
+    spec.log.as_mut().unwrap().path = "/no/such/log".into();
+    let record = world.start_failure(&spec).await;
+    let Outcome::NotStarted { error, .. } = record.outcome else {
+        panic!("{record:?}")
+    };
+    assert_eq!(
+        error,
+        "log file /no/such/log: No such file or directory (os error 2)"
+    );
+    world.check_nothing_left().await;
+}
+
+#[tokio::test]
 async fn stop_is_polite_first() {
     let world = World::new();
     let job = world
@@ -187,6 +203,46 @@ async fn a_shim_killed_hard_takes_its_container_along() {
     container::cleanup(&job.directory).unwrap();
     container::cleanup(&job.directory).unwrap();
     world.check_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_shim_killed_at_any_moment_of_its_start_leaves_nothing() {
+    let world = World::new();
+    for step in 0..40 {
+        let spec = world.spec("echo up; sleep 1000");
+        let directory = world.directory.path().join(&spec.id);
+        let marker = directory.to_str().unwrap().to_owned();
+        let starting = async {
+            let created = world.shim.create(&directory, &spec).await?;
+            created.start().await
+        };
+        // The moment is what varies here; whatever has come of the start by then is fine.
+        let moment = tokio::time::sleep(Duration::from_micros(700 * step));
+        let killing = async {
+            moment.await;
+            // The shim is the eldest of what has its arguments.
+            if let Some(pid) = processes_with_argument(&marker).into_iter().min() {
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        };
+        let _ = within("start", async { tokio::join!(starting, killing) }).await;
+        container::cleanup(&directory).unwrap();
+        assert!(processes_with_argument(&marker).is_empty());
+    }
+    world.check_nothing_left().await;
+}
+
+/// Shims, and what they have forked and not yet renamed.
+fn processes_with_argument(argument: &str) -> Vec<i32> {
+    let has_argument = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|part| part == argument.as_bytes())
+    };
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(has_argument)
+        .collect()
 }
 
 #[tokio::test]
@@ -292,15 +348,4 @@ async fn fifty_at_once_all_run() {
         assert_eq!(output, format!("{number}\n"));
     }
     world.check_nothing_left().await;
-}
-
-fn parent_of(pid: u32) -> i32 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
 }

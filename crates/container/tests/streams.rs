@@ -79,6 +79,31 @@ async fn attached_clients_see_output_and_can_type() {
 }
 
 #[tokio::test]
+async fn a_client_that_has_nothing_more_to_say_still_hears() {
+    let world = World::new();
+    let mut spec = world.spec("cat; echo over");
+    spec.stdin = true;
+    let job = world.start(&spec).await;
+    let container::Attached {
+        mut reader,
+        mut writer,
+    } = job.attach().await;
+    writer.stdin(b"hello\n").await.unwrap();
+    drop(writer);
+    let mut output = Vec::new();
+    loop {
+        match within("output", reader.next()).await.unwrap() {
+            Some(container::Event::Stdout(bytes)) => output.extend(bytes),
+            Some(container::Event::Exit(record)) => {
+                break assert_eq!(record.outcome, Outcome::Exited { code: 0 });
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(output, b"hello\nover\n");
+}
+
+#[tokio::test]
 async fn the_input_ends_when_the_last_typist_goes() {
     let world = World::new();
     let mut spec = world.spec("cat; echo over");

@@ -194,13 +194,14 @@ impl Job {
 
     /// Waits for the end; its record.
     pub async fn end(&self) -> ExitRecord {
-        if let Ok(control) = Control::connect(&self.directory).await {
-            drop(within("wait", control.wait()).await);
-        }
-        until("the shim is gone", || !self.directory.join("ctl.sock").exists()).await;
-        let record = ExitRecord::read(&self.directory)
-            .expect("a readable record")
+        let record = within("wait", container::wait(&self.directory))
+            .await
             .expect("an exit record");
+        until("the shim is gone", || !self.directory.join("ctl.sock").exists()).await;
+        assert_eq!(
+            ExitRecord::read(&self.directory).expect("a readable record"),
+            Some(record.clone())
+        );
         assert_eq!(shim_log(&self.directory), "");
         record
     }
@@ -308,6 +309,17 @@ pub fn size(columns: u16, rows: u16) -> WindowSize {
 
 pub fn shim_log(job_dir: &Path) -> String {
     fs::read_to_string(job_dir.join("shim.log")).unwrap_or_default()
+}
+
+pub fn parent_of(pid: impl std::fmt::Display) -> i32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
 }
 
 fn loop_files() -> Vec<String> {

@@ -216,8 +216,13 @@ fn serve(init: &Init, socket: BorrowedFd<'_>) -> io::Result<()> {
 
 impl State<'_> {
     fn obey(&mut self, order: Order) -> io::Result<()> {
-        match (order, self.main) {
-            (Order::Go, None) => self.start()?,
+        // Once the main process has been waited for, its pid may be another's.
+        let main = self.main_status.is_none().then_some(self.main).flatten();
+        match (order, main) {
+            (Order::Go, None) if self.main.is_none() => self.start()?,
+            (Order::Signal(signal) | Order::Stop(signal), None) if self.main.is_some() => {
+                sys::kill(-1, signal)
+            }
             (Order::Signal(signal), Some(main)) => sys::kill(main, signal),
             (Order::Stop(signal), Some(main)) => {
                 self.stop_signal = Some(signal);

@@ -50,7 +50,7 @@ struct Chunk {
 
 impl LogWriter {
     /// Starts the thread. Only after the container exists: a process with threads must not fork one.
-    pub fn start(log: &LogFile) -> io::Result<LogWriter> {
+    pub fn start(mut files: Files) -> io::Result<LogWriter> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 chunks: VecDeque::new(),
@@ -62,7 +62,7 @@ impl LogWriter {
             }),
             changed: Condvar::new(),
         });
-        let (for_thread, mut files) = (shared.clone(), Files::open(log)?);
+        let for_thread = shared.clone();
         thread::Builder::new()
             .name("log".into())
             .stack_size(256 << 10)
@@ -215,7 +215,7 @@ impl Lines {
 }
 
 /// The file being written and the older ones.
-struct Files {
+pub struct Files {
     path: PathBuf,
     bytes_max: u64,
     files_max: u32,
@@ -228,7 +228,7 @@ struct Files {
 }
 
 impl Files {
-    fn open(log: &LogFile) -> io::Result<Files> {
+    pub fn open(log: &LogFile) -> io::Result<Files> {
         let file = open(&log.path)?;
         let written_bytes = file.metadata()?.len();
         Ok(Files {
@@ -341,7 +341,7 @@ mod tests {
     }
 
     fn write(log: &LogFile, chunks: &[&[u8]]) {
-        let writer = LogWriter::start(log).unwrap();
+        let writer = LogWriter::start(Files::open(log).unwrap()).unwrap();
         for chunk in chunks {
             writer.push(Stream::Stdout, chunk);
         }

@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,8 +19,7 @@ use anyhow::{Context, bail};
 use container::{Bind, BindKind, IDS_PER_CONTAINER as IDS, InlineFile, Spec, TEMP_DISK_IN_MEMORY_BYTES_MAX};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
 use crate::sys;
@@ -39,16 +38,25 @@ pub struct RootFs {
     pub bundle: PathBuf,
 }
 
-/// Leaves the host's mount namespace. What the host unmounts later goes away here too.
-pub fn enter_own_namespace() -> anyhow::Result<()> {
-    // SAFETY: this process has one thread, so there is nobody whose view could change unasked.
-    sys::check(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into()).context("new mount namespace")?;
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-    )
-    .context("separate the mount namespace")?;
-    Ok(())
+/// The way back from the mount namespace in which the root was made.
+pub struct HostNamespace(OwnedFd);
+
+/// Goes into a mount namespace of our own.
+pub fn enter_own_namespace() -> anyhow::Result<HostNamespace> {
+    let host = fs::File::open("/proc/self/ns/mnt")?;
+    container::layers::own_namespace().context("new mount namespace")?;
+    Ok(HostNamespace(host.into()))
+}
+
+impl HostNamespace {
+    /// Goes back. The container has its own copy of its root by now; ours, with its copies of all
+    /// the host's mounts, would keep each of these busy for as long as the container lives.
+    pub fn enter_again(self, job_dir: &Path) -> anyhow::Result<()> {
+        // SAFETY: plain numbers; this process has one thread.
+        sys::check(unsafe { libc::setns(self.0.as_raw_fd(), libc::CLONE_NEWNS) }.into())
+            .context("back to the host's mount namespace")?;
+        Ok(std::env::set_current_dir(job_dir)?)
+    }
 }
 
 pub fn prepare(spec: &Spec, job_dir: &Path) -> anyhow::Result<RootFs> {
@@ -144,35 +152,11 @@ fn open_layer(layer: &Path, owner: BorrowedFd<'_>) -> anyhow::Result<OwnedFd> {
     let mount = if fs::metadata(layer).with_context(what)?.is_dir() {
         clone_mount(layer, false).with_context(what)?
     } else {
-        erofs(layer).with_context(what)?
+        container::layers::open(layer).with_context(what)?
     };
     let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV;
     sys::set_mount_attributes(mount.as_fd(), attributes, Some(owner)).with_context(what)?;
     Ok(mount)
-}
-
-/// Straight from the file where the kernel can (6.12 and later), through a loop device elsewhere.
-fn erofs(file: &Path) -> anyhow::Result<OwnedFd> {
-    let path = file.to_str().context("a layer's path must be UTF-8")?;
-    match new_read_only_mount("erofs", path) {
-        Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::NOTBLK) => {
-            let (device, _keep_until_mounted) = sys::loop_device(file, true).context("loop device")?;
-            new_read_only_mount("erofs", &device)
-        }
-        other => other,
-    }
-}
-
-fn new_read_only_mount(kind: &str, source: &str) -> anyhow::Result<OwnedFd> {
-    let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    rustix::mount::fsconfig_set_flag(&filesystem, "ro")?;
-    rustix::mount::fsconfig_set_string(&filesystem, "source", source)?;
-    rustix::mount::fsconfig_create(&filesystem)?;
-    Ok(rustix::mount::fsmount(
-        &filesystem,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )?)
 }
 
 fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> anyhow::Result<OwnedFd> {
@@ -234,7 +218,7 @@ fn disk(file: &Path, bytes: u64, attributes: MountAttrFlags) -> anyhow::Result<O
     if !output.status.success() {
         bail!("mkfs.ext4: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    let (device, _keep_until_mounted) = sys::loop_device(file, false).context("loop device")?;
+    let (device, _keep_until_mounted) = container::loop_device::attach(file, false).context("loop device")?;
     new_mount("ext4", &[("source", &device)], attributes)
 }
 

@@ -26,7 +26,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 
 use crate::init::{self, Init, Order, Report};
-use crate::logfile::LogWriter;
+use crate::logfile::{Files, LogWriter};
 use crate::seccomp::Filter;
 use crate::session::{Polls, Session, Token, pipe};
 use crate::{oci, rootfs, sys};
@@ -76,6 +76,7 @@ struct Parts {
     init_pid: i32,
     init_socket: OwnedFd,
     session: Session,
+    log: Option<Files>,
 }
 
 fn create(spec: &Spec, job_dir: &Path, cgroup: &Cgroup) -> anyhow::Result<Parts> {
@@ -85,7 +86,11 @@ fn create(spec: &Spec, job_dir: &Path, cgroup: &Cgroup) -> anyhow::Result<Parts>
     if let Some(files) = spec.limits.open_files_max {
         sys::limit_open_files(files).context("limit of open files")?;
     }
-    rootfs::enter_own_namespace()?;
+    let log = match &spec.log {
+        Some(log) => Some(Files::open(log).with_context(|| format!("log file {}", log.path.display()))?),
+        None => None,
+    };
+    let host = rootfs::enter_own_namespace()?;
     let root = rootfs::prepare(spec, job_dir)?;
     let configuration = oci::configuration(spec, &root.root, cgroup);
     fs::write(root.bundle.join("config.json"), configuration.to_string())?;
@@ -127,10 +132,12 @@ fn create(spec: &Spec, job_dir: &Path, cgroup: &Cgroup) -> anyhow::Result<Parts>
         .map_err(flatten)
         .context("start the container's first process")?;
     drop(init_socket_inside);
+    host.enter_again(job_dir)?;
     Ok(Parts {
         init_pid,
         init_socket,
         session,
+        log,
     })
 }
 
@@ -197,9 +204,8 @@ impl Run {
         let mut session = parts.session;
         // Before there is a second thread, which would otherwise take signals away.
         let signals = sys::signals()?;
-        if let Some(log) = &spec.log {
-            session
-                .set_log(LogWriter::start(log).with_context(|| format!("log file {}", log.path.display()))?);
+        if let Some(files) = parts.log {
+            session.set_log(LogWriter::start(files)?);
         }
         let starter = session.add_client(starter)?;
         session.reply(

@@ -106,6 +106,8 @@ struct Client {
     stdout: bool,
     stderr: bool,
     waits: bool,
+    /// It will send nothing more, but still reads.
+    has_finished_sending: bool,
     is_gone: bool,
 }
 
@@ -173,6 +175,7 @@ impl Session {
             stdout: false,
             stderr: false,
             waits: false,
+            has_finished_sending: false,
             is_gone: false,
         });
         Ok(self.next_client)
@@ -261,7 +264,8 @@ impl Session {
         }
         for client in &self.clients {
             let mut events = 0;
-            if !client.stdin || self.stdin_queue.len() < STDIN_BYTES_ENOUGH {
+            let takes_input = !client.stdin || self.stdin_queue.len() < STDIN_BYTES_ENOUGH;
+            if takes_input && !client.has_finished_sending {
                 events |= libc::POLLIN;
             }
             if !client.to_send.is_empty() {
@@ -401,7 +405,7 @@ impl Session {
         }
         let mut requests = Vec::new();
         if events & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0 {
-            for frame in self.receive(position) {
+            for frame in self.receive(position, events) {
                 let takes_stdin = self.clients[position].stdin;
                 match frame {
                     Frame::Request(request) => requests.push((id, request)),
@@ -418,10 +422,17 @@ impl Session {
         requests
     }
 
-    fn receive(&mut self, position: usize) -> Vec<Frame> {
+    fn receive(&mut self, position: usize, events: i16) -> Vec<Frame> {
         let client = &mut self.clients[position];
         let mut buffer = [0; CHUNK_BYTES_MAX];
         match rustix::io::read(&client.socket, &mut buffer) {
+            Ok(0) if events & libc::POLLHUP == 0 => {
+                client.has_finished_sending = true;
+                if client.stdin {
+                    self.close_stdin();
+                }
+                return Vec::new();
+            }
             Ok(0) => client.is_gone = true,
             Ok(count) => client.received.extend_from_slice(&buffer[..count]),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
