@@ -14,11 +14,30 @@ use tokio_util::io::poll_read_buf;
 pub const SMALL_BYTES: usize = 16 * 1024;
 /// For bodies that keep coming: fewer system calls.
 const LARGE_BYTES: usize = 64 * 1024;
-/// Spare buffers per thread; 1 MiB in all.
-const SPARE_MAX: usize = 64;
+/// Spare buffers per thread: about what as many busy connections need. Allocating this size over and
+/// over makes the allocator return memory to the kernel and take it back.
+const SPARE_MAX: usize = 512;
+/// What stays of them in quiet times.
+const SPARE_QUIET: usize = 16;
 
 thread_local! {
-    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { buffers: Vec::new(), fewest: 0 }) };
+}
+
+struct Spare {
+    buffers: Vec<Vec<u8>>,
+    /// Since the last [`trim`]: so many were not needed.
+    fewest: usize,
+}
+
+/// Frees what was not needed since the last call. For the thread's tick.
+pub fn trim() {
+    SPARE.with_borrow_mut(|spare| {
+        let unused = spare.fewest.saturating_sub(SPARE_QUIET);
+        let keep = spare.buffers.len().saturating_sub(unused);
+        spare.buffers.truncate(keep);
+        spare.fewest = keep;
+    });
 }
 
 /// Bytes that were read and not yet consumed.
@@ -30,9 +49,12 @@ pub struct Buffer {
 
 impl Buffer {
     pub fn take() -> Buffer {
-        let bytes = SPARE
-            .with_borrow_mut(Vec::pop)
-            .unwrap_or_else(|| Vec::with_capacity(SMALL_BYTES));
+        let spare = SPARE.with_borrow_mut(|spare| {
+            let bytes = spare.buffers.pop();
+            spare.fewest = spare.fewest.min(spare.buffers.len());
+            bytes
+        });
+        let bytes = spare.unwrap_or_else(|| Vec::with_capacity(SMALL_BYTES));
         Buffer { bytes, start: 0 }
     }
 
@@ -54,8 +76,8 @@ impl Buffer {
         // At the end of a thread its store may be gone already; then the buffer just goes too.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
-            if spare.len() < SPARE_MAX {
-                spare.push(bytes);
+            if spare.buffers.len() < SPARE_MAX {
+                spare.buffers.push(bytes);
             }
         });
     }

@@ -9,7 +9,7 @@ use routing::feed::{Acknowledgement, Update};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// A source of updates. A snapshot has to come first.
 pub trait Feed: Send + 'static {
@@ -38,6 +38,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The controller sends a comment now and then; silence for so long is a dead connection.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// An acknowledgement is repeated after so long: a sign of life.
+const REPEAT: Duration = Duration::from_secs(10);
 /// Request and answer of an acknowledgement, and the head of the stream.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
@@ -48,17 +50,21 @@ impl Feed for ControllerFeed {
         acknowledgements: watch::Receiver<Acknowledgement>,
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            tokio::join!(self.listen(updates), self.acknowledge(acknowledgements));
+            let again = Notify::new();
+            tokio::join!(
+                self.listen(updates, &again),
+                self.acknowledge(acknowledgements, &again)
+            );
         })
     }
 }
 
 impl ControllerFeed {
-    async fn listen(&self, updates: mpsc::Sender<Update>) {
+    async fn listen(&self, updates: mpsc::Sender<Update>, again: &Notify) {
         let mut backoff = BACKOFF_FIRST;
         while !updates.is_closed() {
             let mut has_heard = false;
-            let result = self.stream(&updates, &mut has_heard).await;
+            let result = self.stream(&updates, &mut has_heard, again).await;
             if has_heard {
                 backoff = BACKOFF_FIRST;
             }
@@ -70,7 +76,12 @@ impl ControllerFeed {
         }
     }
 
-    async fn stream(&self, updates: &mpsc::Sender<Update>, has_heard: &mut bool) -> anyhow::Result<()> {
+    async fn stream(
+        &self,
+        updates: &mpsc::Sender<Update>,
+        has_heard: &mut bool,
+        again: &Notify,
+    ) -> anyhow::Result<()> {
         let request = self
             .request(http::Method::GET, "/internal/routing")
             .header("Accept", "text/event-stream")
@@ -90,16 +101,27 @@ impl ControllerFeed {
                 if updates.send(update).await.is_err() {
                     return Ok(());
                 }
-                *has_heard = true;
+                if !*has_heard {
+                    *has_heard = true;
+                    again.notify_one();
+                }
             }
         }
         Ok(())
     }
 
-    /// Sends the newest acknowledgement until it has arrived.
-    async fn acknowledge(&self, mut acknowledgements: watch::Receiver<Acknowledgement>) {
+    /// Sends the newest acknowledgement until it has arrived, and again to a controller that may
+    /// have lost it: whenever the stream begins anew, and now and then.
+    async fn acknowledge(&self, mut acknowledgements: watch::Receiver<Acknowledgement>, again: &Notify) {
         let mut backoff = BACKOFF_FIRST;
-        while acknowledgements.changed().await.is_ok() {
+        loop {
+            tokio::select! {
+                changed = acknowledgements.changed() => if changed.is_err() {
+                    return;
+                },
+                () = again.notified() => {}
+                () = tokio::time::sleep(REPEAT) => {}
+            }
             loop {
                 let now = acknowledgements.borrow_and_update().clone();
                 let posted = tokio::time::timeout(ANSWER_MAX, self.post(&now)).await;

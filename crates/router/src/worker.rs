@@ -5,7 +5,7 @@
 //! between two requests.
 
 use crate::access_log::AccessLog;
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
 use crate::config::Config;
 use crate::listen::{self, Kind, Listening};
 use crate::live::{LiveTable, Shared, ThreadTable};
@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio_rustls::TlsAcceptor;
 
@@ -39,6 +39,8 @@ pub struct Worker {
     table: RefCell<Rc<ThreadTable>>,
     random: Cell<u64>,
     is_stopping: Cell<bool>,
+    /// Told once, when stopping begins.
+    stopping: Notify,
     connections: Cell<usize>,
     connections_max: usize,
     /// Listeners that the table asks for.
@@ -84,6 +86,7 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
         table: RefCell::new(Rc::new(ThreadTable::new(first, None))),
         random: Cell::new(start.seed | 1),
         is_stopping: Cell::new(false),
+        stopping: Notify::new(),
         connections: Cell::new(0),
         connections_max: start.connections_max,
         extra: RefCell::default(),
@@ -117,6 +120,7 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
                     let table = worker.table();
                     worker.pool.sweep(worker.config.timeouts.backend_idle, |addr| table.live.has(addr));
                     worker.open_extra();
+                    buffer::trim();
                 }
                 match drained_by {
                     Some(limit) if worker.connections.get() == 0 || Instant::now() >= limit => break,
@@ -126,6 +130,7 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
             }
             _ = start.stop.wait_for(|stop| *stop), if drained_by.is_none() => {
                 worker.is_stopping.set(true);
+                worker.stopping.notify_waiters();
                 worker.watches.end_idle();
                 drained_by = Some(Instant::now() + worker.config.timeouts.drain);
             }
@@ -246,7 +251,7 @@ impl Worker {
             let accepted = tokio::select! {
                 biased;
                 accepted = listener.accept() => accepted,
-                () = self.stopped() => break,
+                () = self.stopping.notified() => break,
             };
             match accepted {
                 Ok((stream, peer)) => {
@@ -282,13 +287,6 @@ impl Worker {
                     is_tls,
                 },
             );
-        }
-    }
-
-    /// Looks a few times a second; accepting must not depend on somebody connecting.
-    async fn stopped(&self) {
-        while !self.is_stopping() {
-            tokio::time::sleep(TICK).await;
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 /// A controller's two paths: sends each connection a snapshot, then what the test says.
 #[tokio::test]
 async fn a_router_follows_its_controller_and_answers_it_across_a_lost_connection() {
-    let (acknowledged, mut acknowledgements) = mpsc::channel::<Acknowledgement>(64);
+    let (acknowledged, mut acknowledgements) = mpsc::channel::<(u64, Acknowledgement)>(64);
     let (cut, is_cut) = watch::channel(0);
     let addr = saying("hi").await;
     let next = Snapshot {
@@ -32,10 +32,9 @@ async fn a_router_follows_its_controller_and_answers_it_across_a_lost_connection
             while let Some(request) = read_message(&mut stream, false).await {
                 assert_eq!(request.header("authorization"), Some("Basic OnRoZS1rZXk="));
                 if request.head.starts_with("POST /internal/routers/r1 ") {
-                    acknowledged
-                        .send(serde_json::from_slice(&request.body).unwrap())
-                        .await
-                        .unwrap();
+                    let connection = *streams.lock().unwrap();
+                    let answer = serde_json::from_slice(&request.body).unwrap();
+                    acknowledged.send((connection, answer)).await.unwrap();
                     stream
                         .get_mut()
                         .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
@@ -51,7 +50,8 @@ async fn a_router_follows_its_controller_and_answers_it_across_a_lost_connection
                 let generation = {
                     let mut streams = streams.lock().unwrap();
                     *streams += 1;
-                    *streams * 10
+                    // The third time there is nothing new.
+                    (*streams).min(2) * 10
                 };
                 let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: welcome\n\n";
                 stream.get_mut().write_all(head).await.unwrap();
@@ -84,19 +84,29 @@ async fn a_router_follows_its_controller_and_answers_it_across_a_lost_connection
         router_id: "r1".into(),
     };
     let running = router::start(config(), Box::new(feed)).unwrap();
-    let mut wait_for = async |generation| {
-        let waiting = async { while acknowledgements.recv().await.unwrap().generation != generation {} };
+    let mut wait_for = async |connection, generation| {
+        let waiting = async {
+            loop {
+                let (on, answer) = acknowledgements.recv().await.unwrap();
+                if on == connection && answer.generation == generation {
+                    return;
+                }
+            }
+        };
         tokio::time::timeout(PATIENCE, waiting)
             .await
             .expect("acknowledged");
     };
-    wait_for(11).await;
+    wait_for(1, 11).await;
     let mut client = Client::connect(running.http[0]).await;
     client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
     assert_eq!(client.answer().await.text(), "hi");
     cut.send(1).unwrap();
-    wait_for(21).await;
+    wait_for(2, 21).await;
     client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
     assert_eq!(client.answer().await.text(), "hi");
+    // A controller that has nothing new may have lost what it was told.
+    cut.send(2).unwrap();
+    wait_for(3, 21).await;
     running.stop().await.unwrap();
 }
