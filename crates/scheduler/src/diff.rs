@@ -46,17 +46,13 @@ pub(crate) fn compare<'w, 'a>(index: &Index<'a>, wanted: &'w Wanted<'a>, wake: &
         let group = index.groups.get(&key).unwrap_or(&nothing);
         if let Some(want) = wanted.want(key) {
             follow(index, key, group, &want, wake, &mut changes);
-        } else if !group.active.is_empty() || !group.stopping.is_empty() {
-            changes
-                .stops
-                .extend(group.active.iter().map(|job| (*job, StopReason::Unwanted)));
-            changes.unsettled.insert((key.0, key.1));
+        } else {
+            let unwanted = group.active.iter().map(|job| (*job, StopReason::Unwanted));
+            changes.stops.extend(unwanted);
+            if !group.stopping.is_empty() || group.active.iter().any(|job| runs(job)) {
+                changes.unsettled.insert((key.0, key.1));
+            }
         }
-    }
-    for job in index.lost() {
-        changes
-            .unsettled
-            .extend(job.release.map(|release| (job.app, release)));
     }
     let is_unwanted = |job: &&&Job| job.is_active() && !index.cluster.apps.contains_key(&job.app);
     let strays = index.strays.iter().filter(|job| job.is_active());
@@ -96,15 +92,17 @@ fn follow<'w, 'a>(
     };
     let new = fill(index, key, group, want, holes);
 
+    let going: BTreeSet<JobId> = unwanted.iter().map(|job| job.id).collect();
     let is_settled = group.stopping.is_empty()
         && sick.is_empty()
-        && unwanted.is_empty()
         && new.is_empty()
-        && active.iter().all(|job| job.state == JobState::Up);
+        && !unwanted.iter().any(|job| runs(job))
+        && active
+            .iter()
+            .all(|job| job.state == JobState::Up || going.contains(&job.id));
     if !is_settled {
         changes.unsettled.insert((key.0, key.1));
     }
-    let going: BTreeSet<JobId> = unwanted.iter().map(|job| job.id).collect();
     let is_pending = |job: &&Job| job.state == JobState::Pending && !going.contains(&job.id);
     let pending: Vec<&Job> = active.into_iter().filter(is_pending).collect();
     changes
@@ -122,6 +120,11 @@ fn follow<'w, 'a>(
             new,
         });
     }
+}
+
+/// Whether stopping a job takes time: what is only pending is gone at once.
+fn runs(job: &Job) -> bool {
+    job.state != JobState::Pending
 }
 
 /// A place in a formation that no job takes; on a certain host for omni types.

@@ -17,7 +17,7 @@ pub(crate) struct Group<'a> {
     /// Pending, starting and up.
     pub active: Vec<&'a Job>,
     pub stopping: Vec<&'a Job>,
-    /// What ended by itself, and what ended or is ending for not being healthy.
+    /// What ended by itself, and what was ended for not being healthy.
     pub crashed: Vec<&'a Job>,
     /// Jobs whose place another of this group took.
     pub followed: BTreeSet<JobId>,
@@ -27,8 +27,11 @@ pub(crate) struct Group<'a> {
 pub(crate) enum Standing {
     Up,
     /// Silent, and not yet for long: it keeps its jobs and gets no new ones.
+    ///
+    /// With no host up, hosts stay so however long they are silent: there is nowhere else to start
+    /// anything, and it is likelier that we are the deaf one. A deaf controller is then no outage.
     Silent,
-    /// Silent for too long.
+    /// Silent for too long: its jobs are lost.
     Gone,
 }
 
@@ -53,16 +56,19 @@ pub(crate) struct Index<'a> {
 
 impl<'a> Index<'a> {
     pub fn new(cluster: &'a Cluster, now: Timestamp, wake: &mut Wake) -> Self {
-        let hosts: Vec<HostView> = cluster
-            .hosts
-            .values()
+        let is_any_up = cluster.hosts.values().any(|host| host.state == HostState::Up);
+        let standing = |host: &Host, wake: &mut Wake| match host.state {
+            HostState::Up => Standing::Up,
+            HostState::Silent { since } if wake.is_ahead(since + SILENCE_MAX) || !is_any_up => {
+                Standing::Silent
+            }
+            HostState::Silent { .. } => Standing::Gone,
+        };
+        let hosts = cluster.hosts.values();
+        let hosts: Vec<HostView> = hosts
             .map(|host| HostView {
                 host,
-                standing: match host.state {
-                    HostState::Up => Standing::Up,
-                    HostState::Silent { since } if wake.is_ahead(since + SILENCE_MAX) => Standing::Silent,
-                    HostState::Silent { .. } => Standing::Gone,
-                },
+                standing: standing(host, wake),
             })
             .collect();
         let positions = (0..)
@@ -84,10 +90,9 @@ impl<'a> Index<'a> {
     }
 
     fn sort_jobs(&mut self) {
-        let is_any_up = self.hosts.iter().any(|view| view.standing == Standing::Up);
         for job in self.cluster.jobs.values() {
             let is_running = matches!(job.state, JobState::Starting | JobState::Up | JobState::Stopping);
-            if is_running && let Some(why) = self.why_lost(job, is_any_up) {
+            if is_running && let Some(why) = self.why_lost(job) {
                 self.lost.push((job, why));
                 continue;
             }
@@ -119,15 +124,13 @@ impl<'a> Index<'a> {
         }
     }
 
-    /// With no host up there is nowhere else to start anything, and it is likelier that we are the
-    /// deaf one: jobs then stay where they are, which turns a deaf controller into no outage.
-    fn why_lost(&self, job: &Job, is_any_up: bool) -> Option<String> {
+    fn why_lost(&self, job: &Job) -> Option<String> {
         let Some(host) = &job.host else {
             return Some("it has no host".to_owned());
         };
         match self.view(host) {
             None => Some(format!("host {host} was removed")),
-            Some(view) if view.standing == Standing::Gone && is_any_up => {
+            Some(view) if view.standing == Standing::Gone => {
                 Some(format!("host {host} was silent for {} s", SILENCE_MAX.as_secs()))
             }
             Some(_) => None,
@@ -140,10 +143,6 @@ impl<'a> Index<'a> {
             why: why.clone(),
             label: self.label(job),
         })
-    }
-
-    pub fn lost(&self) -> impl Iterator<Item = &'a Job> {
-        self.lost.iter().map(|(job, _)| *job)
     }
 
     pub fn group(&self, app: AppId, release: ReleaseId, process_type: &'a str) -> Option<&Group<'a>> {

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use types::{Exit, Job, JobId, StopReason, Timestamp};
+use types::{Exit, Job, JobId, JobState, StopReason, Timestamp};
 
 use crate::META_REPLACES;
 
@@ -30,11 +30,9 @@ pub(crate) struct Restart {
 /// Whether a job ended by itself, or was stopped because it did not work: what back-off and failing
 /// deployments count. `Exit::Lost` says nothing about the job.
 pub(crate) fn is_crash(job: &Job) -> bool {
-    match job.stop_reason {
-        None => job.ended_by_itself() && !matches!(job.exit, Some(Exit::Lost(_))),
-        Some(StopReason::Unhealthy) => true,
-        Some(StopReason::Unwanted | StopReason::Killed) => false,
-    }
+    let is_lost = matches!(job.exit, Some(Exit::Lost(_)));
+    let was_told_to = matches!(job.stop_reason, Some(StopReason::Unwanted | StopReason::Killed));
+    job.state == JobState::Down && !is_lost && !was_told_to
 }
 
 /// The crashed jobs among `ended` whose place is open, newest first.

@@ -15,9 +15,9 @@ pub(crate) fn sort(index: &Index, jobs: &mut [&Job]) {
     jobs.sort_by_cached_key(|job| {
         let class = match job.state {
             JobState::Pending => 0,
-            _ if index.is_on_silent_host(job) => 1,
-            _ if job.is_unhealthy => 2,
-            JobState::Starting => 3,
+            _ if job.is_unhealthy => 1,
+            JobState::Starting => 2,
+            _ if index.is_on_silent_host(job) => 3,
             _ => 4,
         };
         (class, Reverse(job.started_at.unwrap_or(job.created_at)), job.id)

@@ -1,0 +1,183 @@
+//! What must be true of every plan, whatever the world.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use scheduler::{Action, Cluster, Plan, SILENCE_MAX, plan};
+use types::*;
+
+/// Knowing less never stops a job that serves on a host that lives: what a plan stops when some
+/// hosts are not heard of, it would have stopped anyway. (When they have been silent for too long
+/// they are known to be gone, and a deployment that only waited for them goes on.)
+pub fn monotone(cluster: &Cluster, made: &Plan, now: Timestamp, random: u64) {
+    let mut less = cluster.clone();
+    let since = now - Duration::from_millis(random % 9000);
+    for (n, id) in cluster.hosts.keys().enumerate() {
+        let row = Arc::make_mut(less.hosts.get_mut(id).unwrap());
+        if row.state == HostState::Up && (random >> (16 + n)) & 1 == 1 {
+            row.state = HostState::Silent { since };
+        }
+    }
+    let stopped = stops(made);
+    let with_less = plan(&less, now);
+    for id in stops(&with_less).difference(&stopped) {
+        let job = &cluster.jobs[id];
+        let is_living = job
+            .host
+            .as_ref()
+            .and_then(|host| less.hosts.get(host))
+            .is_some_and(|host| host.state == HostState::Up);
+        let is_moving =
+            since + SILENCE_MAX <= now && cluster.deployments.values().any(|row| row.app == job.app);
+        assert!(
+            is_moving || !(is_living && serves(job)),
+            "{id} is stopped because less is known: {:?}\nall known:\n{made}less known:\n{with_less}",
+            less.hosts
+                .values()
+                .map(|host| (&host.id, host.state))
+                .collect::<Vec<_>>()
+        );
+    }
+}
+
+/// What must be true after a plan was carried out.
+pub fn hold(before: &Cluster, made: &Plan, after: &Cluster) {
+    for job in after.jobs.values().filter(|job| job.state == JobState::Pending) {
+        assert!(!job.waiting.is_empty(), "{} waits without a reason", job.id);
+    }
+    for (&(app, release), formation) in &after.formations {
+        if after.apps.contains_key(&app) {
+            for (name, process) in &after.releases[&release].processes {
+                let count = formation.processes.get(name).copied().unwrap_or(0) as usize;
+                let tags = formation.tags.get(name);
+                counted(after, release, name, process, count, tags);
+            }
+        }
+    }
+    for deployment in before.deployments.values() {
+        keeps_serving(before, made, after, deployment);
+    }
+}
+
+fn counted(
+    after: &Cluster,
+    release: ReleaseId,
+    name: &str,
+    process: &ProcessType,
+    count: usize,
+    tags: Option<&BTreeMap<String, String>>,
+) {
+    let active: Vec<&Arc<Job>> = after
+        .jobs
+        .values()
+        .filter(|job| {
+            job.release == Some(release)
+                && job.process_type == name
+                && job.one_off.is_none()
+                && job.is_active()
+        })
+        .collect();
+    let has_tags = |host: &Host| {
+        tags.is_none_or(|tags| tags.iter().all(|(key, value)| host.tags.get(key) == Some(value)))
+    };
+    let place = |job: &Job| {
+        job.host
+            .as_ref()
+            .map_or(job.meta.get(scheduler::META_HOST).cloned(), |host| {
+                Some(host.to_string())
+            })
+    };
+    if process.omni {
+        let places: Vec<String> = active.iter().filter_map(|job| place(job)).collect();
+        let distinct: BTreeSet<&String> = places.iter().collect();
+        assert_eq!(
+            (places.len(), distinct.len()),
+            (active.len(), active.len()),
+            "two of an omni type on one host"
+        );
+        for host in after
+            .hosts
+            .values()
+            .filter(|host| count > 0 && host.state == HostState::Up && has_tags(host))
+        {
+            assert!(
+                distinct.contains(&host.id.to_string()),
+                "host {} lacks {name}",
+                host.id
+            );
+        }
+        return;
+    }
+    let is_placed_well = |job: &&&Arc<Job>| {
+        job.host
+            .as_ref()
+            .and_then(|host| after.hosts.get(host))
+            .is_none_or(|host| has_tags(host))
+    };
+    let well = active.iter().filter(is_placed_well).count();
+    assert_eq!(well, count, "{name} of {release} has another count than wanted");
+}
+
+/// While a release is replaced, what serves does not become fewer than wanted (but for the strategy
+/// whose point it is, for a failed release's own jobs, and for what is stopped for being ill).
+fn keeps_serving(before: &Cluster, made: &Plan, after: &Cluster, deployment: &Deployment) {
+    let is_ending = |action: &Action| matches!(action, Action::FailDeployment { deployment: id, .. } if *id == deployment.id);
+    if deployment.strategy == Strategy::OneDownOneUp
+        || !before.apps.contains_key(&deployment.app)
+        || made.actions.iter().any(is_ending)
+    {
+        return;
+    }
+    let target = made.actions.iter().find_map(|action| match action {
+        Action::RetargetDeployment {
+            deployment: id,
+            processes,
+        } if *id == deployment.id => Some(processes),
+        _ => None,
+    });
+    let target = target.unwrap_or(&deployment.processes);
+    for (name, process) in &before.releases[&deployment.new_release].processes {
+        if process.omni {
+            continue;
+        }
+        let of_app =
+            |job: &&Arc<Job>| job.app == deployment.app && job.process_type == *name && job.one_off.is_none();
+        let serving = |cluster: &Cluster| {
+            cluster
+                .jobs
+                .values()
+                .filter(of_app)
+                .filter(|job| serves(job))
+                .count()
+        };
+        let lost = made.actions.iter().filter(|action| match action {
+            Action::LoseJob { job, .. } => {
+                let job = &before.jobs[job];
+                job.app == deployment.app && job.process_type == *name && serves(job)
+            }
+            _ => false,
+        });
+        let had = serving(before) - lost.count();
+        let wanted = target.get(name).copied().unwrap_or(0) as usize;
+        assert!(
+            serving(after) >= had.min(wanted),
+            "{name} falls from {had} to {} of {wanted}",
+            serving(after)
+        );
+    }
+}
+
+fn serves(job: &Job) -> bool {
+    job.state == JobState::Up && !job.is_unhealthy
+}
+
+fn stops(plan: &Plan) -> BTreeSet<JobId> {
+    let stop = |action: &Action| match action {
+        Action::StopJob { job, .. } => Some(*job),
+        _ => None,
+    };
+    plan.actions.iter().filter_map(stop).collect()
+}
