@@ -1,0 +1,316 @@
+//! Git's smart HTTP protocol: two questions per exchange, answered by the git program.
+//!
+//! ```text
+//!   GET  /APP.git/info/refs?service=git-receive-pack     what is there
+//!   POST /APP.git/git-receive-pack                        the pack, then the hook's output
+//! ```
+//!
+//! Bodies are streamed both ways; a pack is never held in memory. A client that goes away takes its
+//! git process along, and with it the hook, by which the build learns of it.
+
+use std::{sync::Arc, time::Duration};
+
+use api::ClientError;
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, Query, Request, State as Extract},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+use tokio::{io::AsyncReadExt, io::AsyncWriteExt, process::ChildStdin};
+use types::App;
+
+use crate::{Builder, gzip::Gunzip, process::Group, repo};
+
+type Shared = Extract<Arc<Builder>>;
+
+/// A pusher who sends nothing for this long in the middle of a pack is cut off.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+const READ_BYTES: usize = 32 << 10;
+
+pub fn router(builder: Arc<Builder>) -> Router {
+    Router::new()
+        .route("/{repo}/info/refs", get(advertise))
+        .route("/{repo}/git-receive-pack", post(receive_pack))
+        .route("/{repo}/git-upload-pack", post(upload_pack))
+        .route_layer(axum::middleware::from_fn_with_state(
+            builder.keys.clone(),
+            daemon::auth::require_key,
+        ))
+        .route("/.well-known/status", get(status))
+        .with_state(builder)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    ReceivePack,
+    UploadPack,
+}
+
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Service::ReceivePack => "receive-pack",
+            Service::UploadPack => "upload-pack",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    service: Option<String>,
+}
+
+async fn status() -> impl IntoResponse {
+    let status = api::wire::Status {
+        status: "healthy".into(),
+        version: api::VERSION.into(),
+        detail: None,
+    };
+    axum::Json(api::wire::StatusAnswer { data: status })
+}
+
+async fn advertise(
+    Extract(builder): Shared,
+    Path(name): Path<String>,
+    Query(asked): Query<Asked>,
+    headers: HeaderMap,
+) -> Response {
+    let service = match asked.service.as_deref() {
+        Some("git-receive-pack") => Service::ReceivePack,
+        Some("git-upload-pack") => Service::UploadPack,
+        _ => {
+            return refuse(
+                StatusCode::FORBIDDEN,
+                "This server needs a git that speaks smart HTTP (1.6.6 or later).\n",
+            );
+        }
+    };
+    let repo = match find(&builder, &name).await {
+        Ok((_, repo)) => repo,
+        Err(refusal) => return refusal,
+    };
+    let protocol = protocol(&headers, service);
+    let mut git = repo.service(
+        service.name(),
+        &builder.hooks,
+        builder.limits.pack_bytes_max,
+        &["--http-backend-info-refs"],
+    );
+    if let Some(protocol) = protocol {
+        git.env("GIT_PROTOCOL", protocol);
+    }
+    let output = match git.output().await {
+        Ok(output) if output.status.success() => output.stdout,
+        Ok(output) => {
+            let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            tracing::error!(repo = name, error, "git cannot read a repository");
+            return refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "The repository cannot be read.\n",
+            );
+        }
+        Err(error) => {
+            tracing::error!(%error, "git cannot be run");
+            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "The server cannot run git.\n");
+        }
+    };
+    let mut body = Vec::with_capacity(output.len() + 64);
+    // The second version of the protocol leaves the greeting out.
+    if !protocol.is_some_and(|protocol| protocol.contains("version=2")) {
+        let greeting = format!("# service=git-{}\n", service.name());
+        body.extend_from_slice(format!("{:04x}{greeting}0000", greeting.len() + 4).as_bytes());
+    }
+    body.extend_from_slice(&output);
+    answer(
+        &format!("application/x-git-{}-advertisement", service.name()),
+        body.into(),
+    )
+}
+
+async fn receive_pack(builder: Shared, name: Path<String>, request: Request) -> Response {
+    exchange(builder.0, name.0, request, Service::ReceivePack).await
+}
+
+async fn upload_pack(builder: Shared, name: Path<String>, request: Request) -> Response {
+    exchange(builder.0, name.0, request, Service::UploadPack).await
+}
+
+async fn exchange(builder: Arc<Builder>, name: String, request: Request, service: Service) -> Response {
+    let headers = request.headers();
+    let expected = format!("application/x-git-{}-request", service.name());
+    if headers
+        .get(header::CONTENT_TYPE)
+        .is_none_or(|value| value.as_bytes() != expected.as_bytes())
+    {
+        return refuse(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "This is not a request of git.\n",
+        );
+    }
+    let gunzip = match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => None,
+        Some(b"gzip" | b"x-gzip") => Some(Gunzip::default()),
+        Some(_) => return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Only gzip is understood.\n"),
+    };
+    let protocol = protocol(headers, service);
+    let (app, repo) = match find(&builder, &name).await {
+        Ok(found) => found,
+        Err(refusal) => return refusal,
+    };
+    let mut git = repo.service(service.name(), &builder.hooks, builder.limits.pack_bytes_max, &[]);
+    if let Some(protocol) = protocol {
+        git.env("GIT_PROTOCOL", protocol);
+    }
+    let is_push = service == Service::ReceivePack;
+    let push = is_push.then(|| builder.pushes.register(app.clone()));
+    if let Some(push) = &push {
+        git.env(crate::hook::PUSH, push.token())
+            .env(crate::hook::SOCKET, &builder.socket);
+    }
+    let mut group = match Group::spawn(git) {
+        Ok(group) => group,
+        Err(error) => {
+            tracing::error!(%error, "git cannot be run");
+            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "The server cannot run git.\n");
+        }
+    };
+    group.after({
+        let (builder, repo) = (builder.clone(), repo.clone());
+        move || {
+            if push.is_some() {
+                drop(push);
+                builder.sweep(app.id, &repo);
+            }
+        }
+    });
+    let (stdin, stdout, stderr) = group.streams();
+    tokio::spawn(feed(request.into_body(), stdin, gunzip));
+    let stderr = tokio::spawn(repo::read_some(Some(stderr)));
+
+    let state = Some((stdout, group, stderr));
+    let body = futures::stream::unfold(state, move |state| {
+        let (builder, repo, name) = (builder.clone(), repo.clone(), name.clone());
+        async move {
+            let (mut stdout, mut group, stderr) = state?;
+            let mut buffer = bytes::BytesMut::with_capacity(READ_BYTES);
+            match stdout.read_buf(&mut buffer).await {
+                Ok(0) => {
+                    let status = group.wait().await;
+                    let said = stderr.await.unwrap_or_default();
+                    if !status.as_ref().is_ok_and(|status| status.success()) {
+                        tracing::debug!(repo = name, said, ?status, "git ended with an error");
+                    } else if is_push {
+                        builder.tidy_later(repo);
+                    }
+                    None
+                }
+                Ok(_) => Some((Ok(buffer.freeze()), Some((stdout, group, stderr)))),
+                Err(error) => Some((Err(error), None)),
+            }
+        }
+    });
+    answer(
+        &format!("application/x-git-{}-result", service.name()),
+        Body::from_stream(body),
+    )
+}
+
+/// Passes the request's body on to git, which may stop reading before its end.
+async fn feed(body: Body, mut stdin: ChildStdin, mut gunzip: Option<Gunzip>) {
+    let mut body = body.into_data_stream();
+    let mut git_reads = true;
+    loop {
+        let piece: Bytes = match tokio::time::timeout(SILENCE_MAX, body.next()).await {
+            Ok(Some(Ok(piece))) => piece,
+            // The end, or a connection that broke; git tells one from the other by the pack's own end.
+            Ok(Some(Err(_)) | None) | Err(_) => break,
+        };
+        // What git does not want any more is read all the same: a client that still sends would take
+        // a closed connection for a failure and never read why it was refused.
+        if !git_reads {
+            continue;
+        }
+        let written = match &mut gunzip {
+            None => stdin.write_all(&piece).await,
+            Some(gunzip) => gunzip.write(&piece, &mut stdin).await,
+        };
+        git_reads = written.is_ok();
+    }
+    if git_reads {
+        if let Some(gunzip) = &mut gunzip {
+            let _ = gunzip.finish(&mut stdin).await;
+        }
+        let _ = stdin.shutdown().await;
+    }
+}
+
+/// The app that a path names, and its repository.
+async fn find(builder: &Builder, name: &str) -> Result<(App, repo::Repo), Response> {
+    let name = name.strip_suffix(".git").unwrap_or(name);
+    let is_name = types::check_app_name(name).is_ok();
+    let found = match is_name {
+        true => builder.controller.app(name).await,
+        false => Err(ClientError::NotFound),
+    };
+    let app = match found {
+        Ok(app) => app,
+        Err(error) if error.is_not_found() => {
+            let shown: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+            let text = format!(
+                "There is no app \"{shown}\".\nhint: `flynn apps` lists what there is, `flynn create {shown}` makes it.\n"
+            );
+            return Err(refuse(StatusCode::NOT_FOUND, &text));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the controller does not tell which apps there are");
+            let text = "The controller does not answer; try again in a moment.\n";
+            return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, text));
+        }
+    };
+    match builder.repos.of(app.id).await {
+        Ok(repo) => Ok((app, repo)),
+        Err(error) => {
+            tracing::error!(app = %app.id, error = format!("{error:#}"), "no repository");
+            Err(refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "The app's repository cannot be made.\n",
+            ))
+        }
+    }
+}
+
+/// The protocol that the client asks for, if it is one; pushes have only the first.
+fn protocol(headers: &HeaderMap, service: Service) -> Option<&str> {
+    let asked = headers.get("git-protocol")?.to_str().ok()?;
+    let is_plain = asked.len() <= 100
+        && asked
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"=:.-".contains(&b));
+    Some(asked).filter(|_| is_plain && service == Service::UploadPack)
+}
+
+fn answer(content_type: &str, body: Body) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-cache, max-age=0, must-revalidate"),
+        (header::EXPIRES, "Fri, 01 Jan 1980 00:00:00 GMT"),
+        (header::PRAGMA, "no-cache"),
+    ];
+    (headers, body).into_response()
+}
+
+/// git shows the text of an error if it is plain text.
+fn refuse(status: StatusCode, text: &str) -> Response {
+    (
+        status,
+        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+        text.to_owned(),
+    )
+        .into_response()
+}
