@@ -54,11 +54,14 @@ pub fn hold(before: &Cluster, made: &Plan, after: &Cluster) {
                 let count = formation.processes.get(name).copied().unwrap_or(0) as usize;
                 let tags = formation.tags.get(name);
                 counted(after, release, name, process, count, tags);
+                keeps_what_serves(before, after, formation, name, process);
             }
         }
     }
     for deployment in before.deployments.values() {
-        keeps_serving(before, made, after, deployment);
+        if before.apps.contains_key(&deployment.app) {
+            takes_over_first(before, made, after, deployment);
+        }
     }
 }
 
@@ -121,14 +124,37 @@ fn counted(
     assert_eq!(well, count, "{name} of {release} has another count than wanted");
 }
 
-/// While a release is replaced, what serves does not become fewer than wanted (but for the strategy
-/// whose point it is, for a failed release's own jobs, and for what is stopped for being ill).
-fn keeps_serving(before: &Cluster, made: &Plan, after: &Cluster, deployment: &Deployment) {
-    let is_ending = |action: &Action| matches!(action, Action::FailDeployment { deployment: id, .. } if *id == deployment.id);
-    if deployment.strategy == Strategy::OneDownOneUp
-        || !before.apps.contains_key(&deployment.app)
-        || made.actions.iter().any(is_ending)
-    {
+/// A formation that has what it is to have, or less, loses nothing that serves.
+fn keeps_what_serves(
+    before: &Cluster,
+    after: &Cluster,
+    formation: &Formation,
+    name: &str,
+    process: &ProcessType,
+) {
+    let count = formation.processes.get(name).copied().unwrap_or(0) as usize;
+    let is_lost = |job: &Job| matches!(after.jobs[&job.id].exit, Some(Exit::Lost(_)));
+    let is_ill = |job: &Job| after.jobs[&job.id].stop_reason == Some(StopReason::Unhealthy);
+    let jobs = before
+        .jobs
+        .values()
+        .filter(|job| is_of(job, formation.release, name) && serves(job));
+    let had = jobs.filter(|job| !is_lost(job) && !is_ill(job)).count();
+    let has = serving(after, formation.release, name);
+    assert!(
+        process.omni || has >= had.min(count),
+        "{name} falls from {had} to {has} of {count}"
+    );
+}
+
+/// While a release is replaced, the old one gives up no more than the new one has taken over (but
+/// by the strategy whose point it is, and when the new one has failed).
+fn takes_over_first(before: &Cluster, made: &Plan, after: &Cluster, deployment: &Deployment) {
+    let has_failed = made.actions.iter().any(
+        |action| matches!(action, Action::FailDeployment { deployment: id, .. } if *id == deployment.id),
+    );
+    let Some(old) = deployment.old_release else { return };
+    if deployment.strategy == Strategy::OneDownOneUp || has_failed {
         return;
     }
     let target = made.actions.iter().find_map(|action| match action {
@@ -139,35 +165,35 @@ fn keeps_serving(before: &Cluster, made: &Plan, after: &Cluster, deployment: &De
         _ => None,
     });
     let target = target.unwrap_or(&deployment.processes);
+    let count = |cluster: &Cluster, name: &str| {
+        let formation = cluster.formations.get(&(deployment.app, old));
+        formation
+            .and_then(|row| row.processes.get(name))
+            .copied()
+            .unwrap_or(0) as usize
+    };
     for (name, process) in &before.releases[&deployment.new_release].processes {
-        if process.omni {
-            continue;
-        }
-        let of_app =
-            |job: &&Arc<Job>| job.app == deployment.app && job.process_type == *name && job.one_off.is_none();
-        let serving = |cluster: &Cluster| {
-            cluster
-                .jobs
-                .values()
-                .filter(of_app)
-                .filter(|job| serves(job))
-                .count()
-        };
-        let lost = made.actions.iter().filter(|action| match action {
-            Action::LoseJob { job, .. } => {
-                let job = &before.jobs[job];
-                job.app == deployment.app && job.process_type == *name && serves(job)
-            }
-            _ => false,
-        });
-        let had = serving(before) - lost.count();
+        let (was, is) = (count(before, name), count(after, name));
         let wanted = target.get(name).copied().unwrap_or(0) as usize;
+        let taken_over = serving(after, deployment.new_release, name);
+        let is_safe = process.omni || is >= was || is + taken_over >= wanted;
         assert!(
-            serving(after) >= had.min(wanted),
-            "{name} falls from {had} to {} of {wanted}",
-            serving(after)
+            is_safe,
+            "{name} of the old release goes from {was} to {is}, the new has {taken_over} of {wanted}"
         );
     }
+}
+
+fn is_of(job: &Job, release: ReleaseId, name: &str) -> bool {
+    job.release == Some(release) && job.process_type == name && job.one_off.is_none()
+}
+
+fn serving(cluster: &Cluster, release: ReleaseId, name: &str) -> usize {
+    cluster
+        .jobs
+        .values()
+        .filter(|job| is_of(job, release, name) && serves(job))
+        .count()
 }
 
 fn serves(job: &Job) -> bool {
