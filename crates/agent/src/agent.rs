@@ -14,7 +14,7 @@ use api::{
     Controller,
     host::{Assignment, HostJob, JobReport, ReportedState},
 };
-use container::{Adopted, ControlError, protocol::Phase as ShimPhase};
+use container::{Adopted, protocol::Phase as ShimPhase};
 use daemon::Shutdown;
 use futures::StreamExt;
 use tokio::sync::{Semaphore, watch};
@@ -76,7 +76,7 @@ struct Seen {
 }
 
 enum Look {
-    Running { pid: u32, is_waiting: bool },
+    Running { pid: u32, phase: ShimPhase },
     Ended(container::ExitRecord),
     Lost,
 }
@@ -173,21 +173,22 @@ impl Agent {
         let look = match tokio::time::timeout(LOOK_PATIENCE, self.runtime.look(&dir)).await {
             Ok(Ok(Adopted::Running(state))) => Look::Running {
                 pid: state.pid,
-                is_waiting: state.phase == ShimPhase::WaitingForAttach,
+                phase: state.phase,
             },
             Ok(Ok(Adopted::Ended(record))) => Look::Ended(record),
             Ok(Ok(Adopted::Lost)) => Look::Lost,
-            // Something listens: it is watched, and its end will show.
-            Err(_) | Ok(Err(ControlError::Refused(_) | ControlError::Unexpected(_))) => {
-                warn!(job = %id, "a shim does not say how its job is");
+            // Not known to be gone: it is watched, and its end will show. Counting it as lost would
+            // kill it for nothing more than, say, a lack of file descriptors here.
+            unknown => {
+                let error = match unknown {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "no answer in time".to_owned(),
+                };
+                warn!(job = %id, error, "a shim does not say how its job is");
                 Look::Running {
                     pid: 0,
-                    is_waiting: false,
+                    phase: ShimPhase::Running,
                 }
-            }
-            Ok(Err(error)) => {
-                warn!(job = %id, %error, "cannot look at a job of before, which counts as lost");
-                Look::Lost
             }
         };
         Some(Seen {
@@ -214,13 +215,18 @@ impl Agent {
         });
         let agent = self.clone();
         match look {
-            Look::Running { pid, is_waiting } => {
+            Look::Running { pid, phase } => {
                 if is_cut_off {
                     warn!(job = %id, address = %record.lease.address, "stopping a job whose address is of no network");
                     entry.stop(spec::stop_grace(&record.job));
                 }
+                // What the agent before this one had decided, and perhaps not carried out.
+                if progress.never_healthy.is_some() || matches!(phase, ShimPhase::Stopping | ShimPhase::Ended)
+                {
+                    entry.stop(spec::stop_grace(&record.job));
+                }
                 self.tasks
-                    .spawn(life::supervise(agent, entry, *record, progress, pid, is_waiting));
+                    .spawn(life::supervise(agent, entry, *record, progress, pid, phase));
             }
             Look::Ended(exit) => {
                 let at = life::timestamp(exit.ended_at);

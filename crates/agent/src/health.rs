@@ -213,8 +213,8 @@ impl Health {
         }
         // Connecting to a closed port over a veth costs both sides some 50 µs.
         let quick = match age.as_secs() {
-            0..2 => Duration::from_millis(25),
-            2..10 => Duration::from_millis(100),
+            0 => Duration::from_millis(10),
+            1..10 => Duration::from_millis(50),
             10..60 => Duration::from_millis(500),
             _ => self.interval,
         };
@@ -311,7 +311,7 @@ mod tests {
             panic!()
         };
         let mut health = Health::new(&checks[0], false);
-        assert_eq!(health.pause(Duration::ZERO), Duration::from_millis(25));
+        assert_eq!(health.pause(Duration::ZERO), Duration::from_millis(10));
         assert_eq!(
             health.pause(Duration::from_millis(9_970)),
             Duration::from_millis(30)

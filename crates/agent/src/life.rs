@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,7 +31,8 @@ const ATTACH_POLL: Duration = Duration::from_millis(100);
 const GIVE_UP_PATIENCE: Duration = Duration::from_secs(10);
 /// For calls to a shim that did not work for a reason that may pass.
 const RETRY: Duration = Duration::from_millis(200);
-const RETRIES_MAX: u32 = 25;
+/// A record is written whole: one that cannot be read five times will not be.
+const UNREADABLE_MAX: u32 = 5;
 
 /// How a job that had a container ended.
 pub struct End {
@@ -63,10 +65,12 @@ pub async fn run(agent: Arc<Agent>, entry: Arc<Entry>) {
                 job = %entry.id, app = %running.record.lease.app, address = %running.record.lease.address,
                 pid = running.pid, ms = milliseconds, "job started"
             );
-            let is_waiting = running.started == Started::WaitingForAttach;
+            let phase = match running.started {
+                Started::Running => ShimPhase::Running,
+                Started::WaitingForAttach => ShimPhase::WaitingForAttach,
+            };
             let Running { record, pid, .. } = running;
-            let progress = Progress::default();
-            supervise(agent, entry, record, progress, pid, is_waiting).await;
+            supervise(agent, entry, record, Progress::default(), pid, phase).await;
         }
         Err(failed) => failed_to_start(&agent, &entry, failed).await,
     }
@@ -105,25 +109,23 @@ pub async fn supervise(
     record: JobRecord,
     mut progress: Progress,
     pid: u32,
-    mut is_waiting: bool,
+    phase: ShimPhase,
 ) {
     let dir = agent.disk.job_dir(entry.id);
     let address = record.lease.address;
     entry.change(|view| {
         view.address = Some(IpAddr::V4(address));
         view.pid = Some(pid);
-        view.phase = if is_waiting {
-            Phase::WaitingForAttach
-        } else {
-            Phase::Running
-        };
     });
     let (sender, mut changes) = mpsc::channel(4);
     let mut watcher = None;
     let mut stopper = None;
+    // One that is only made gives up by itself: who made it is gone.
+    let mut is_waiting = matches!(phase, ShimPhase::WaitingForAttach | ShimPhase::Created);
     if is_waiting {
+        entry.change(|view| view.phase = Phase::WaitingForAttach);
         report(&entry, ReportedState::Starting);
-    } else {
+    } else if !entry.is_to_stop() {
         watcher = Some(begin(&agent, &entry, address, pid, &mut progress, &sender));
     }
     let mut poll = tokio::time::interval(ATTACH_POLL);
@@ -274,9 +276,9 @@ fn stop(agent: &Arc<Agent>, entry: &Arc<Entry>, grace: Duration) -> AbortOnDropH
     }))
 }
 
-/// Waits for the end of a container. `None`: it is gone and left no record.
-async fn ended(agent: &Agent, dir: &std::path::Path) -> Option<ExitRecord> {
-    let mut failures = 0;
+/// Waits for the end of a container. `None`: it is gone and left no record that can be read.
+async fn ended(agent: &Agent, dir: &Path) -> Option<ExitRecord> {
+    let mut unreadable = 0;
     loop {
         let error = match agent.runtime.wait(dir).await {
             Ok(record) => return Some(record),
@@ -289,9 +291,12 @@ async fn ended(agent: &Agent, dir: &std::path::Path) -> Option<ExitRecord> {
             },
             Err(error) => error,
         };
-        failures += 1;
-        warn!(dir = %dir.display(), %error, failures, "cannot wait for a container's end");
-        if failures == RETRIES_MAX {
+        warn!(dir = %dir.display(), %error, "cannot wait for a container's end");
+        // What else goes wrong is this process's trouble, and no sign of the container's end.
+        if matches!(&error, ControlError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData) {
+            unreadable += 1;
+        }
+        if unreadable == UNREADABLE_MAX {
             return None;
         }
         tokio::time::sleep(RETRY).await;
@@ -321,7 +326,8 @@ pub async fn finish(agent: &Arc<Agent>, entry: &Arc<Entry>, progress: &Progress,
         address,
         at: end.at,
     };
-    if let Err(error) = agent.disk.down(entry.id, &report) {
+    let (disk, id, kept) = (agent.disk.clone(), entry.id, report.clone());
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || disk.down(id, &kept)).await {
         warn!(job = %entry.id, %error, "cannot keep how a job ended");
     }
     if let Some(lease) = &end.lease

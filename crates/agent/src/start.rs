@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const STOPPED_BEFORE: &str = "it was stopped before it started";
 
-pub async fn start(agent: &Agent, entry: &Entry) -> Result<Running, Failed> {
+pub async fn start(agent: &Arc<Agent>, entry: &Arc<Entry>) -> Result<Running, Failed> {
     let began = Instant::now();
     let early = |why: String| Failed {
         exit: Exit::NotStarted(why),
@@ -66,8 +66,15 @@ pub async fn start(agent: &Agent, entry: &Entry) -> Result<Running, Failed> {
             is_begun,
         }
     };
-    let (record, spec) = prepare(agent, entry, app, layers, &lease).map_err(failed(false))?;
-    let prepared = began.elapsed();
+    let prepare = {
+        let (agent, entry, lease) = (agent.clone(), entry.clone(), lease.clone());
+        move || prepare(&agent, &entry, app, layers, &lease)
+    };
+    // Off the async threads: it waits for the disk.
+    let prepared = tokio::task::spawn_blocking(prepare).await;
+    let prepared = prepared.unwrap_or_else(|error| Err(format!("the host is shutting down: {error}")));
+    let (record, spec) = prepared.map_err(failed(false))?;
+    let kept = began.elapsed();
 
     let dir = agent.disk.job_dir(entry.id);
     let created = agent
@@ -90,7 +97,7 @@ pub async fn start(agent: &Agent, entry: &Entry) -> Result<Running, Failed> {
     }
     let started = in_time(created.start()).await.map_err(failed(true))?;
     debug!(
-        job = %entry.id, prepare_ms = ms(prepared), create_ms = ms(made - prepared),
+        job = %entry.id, prepare_ms = ms(kept), create_ms = ms(made - kept),
         network_ms = ms(attached - made), start_ms = ms(began.elapsed() - attached), "phases of a start"
     );
     Ok(Running { record, pid, started })

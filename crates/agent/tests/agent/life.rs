@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Once},
     time::{Duration, Instant},
 };
 
@@ -37,9 +37,13 @@ pub struct Setup {
     pub shim: PathBuf,
 }
 
+/// What an agent says is shown with a test that fails; `FLYNN_LOG=debug` shows the phases of starts.
+static LOGGING: Once = Once::new();
+
 impl Life {
     /// `None`: the real machine.
     pub fn begin(setup: &Setup, machine: Option<(Arc<dyn Runtime>, Arc<dyn Net>)>) -> Life {
+        LOGGING.call_once(daemon::init_logging);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -5,4 +5,5 @@ mod controller;
 mod life;
 mod machine;
 mod real;
+mod session;
 mod sim;

@@ -8,11 +8,9 @@ use std::{
 };
 
 use api::{
-    attach::{Frame, SUCCESS, Stream, WAITING, flag},
-    host::{AttachReq, HostJob, HostPort, HostService, ReportedState},
-    wire::NewExec,
+    attach::{Frame, SUCCESS, Stream, WAITING},
+    host::{HostJob, HostPort, HostService, ReportedState},
 };
-use bytes::BytesMut;
 use container::{cgroup::Cgroup, layers};
 use daemon::StateDir;
 use nix::{
@@ -25,8 +23,9 @@ use types::{Exit, HealthCheck, JobId};
 
 use crate::{
     controller::Controller,
-    life::{Life, PATIENCE, Setup, app_of, directories, id_of, job, until},
+    life::{Life, Setup, app_of, directories, id_of, job, until},
     machine::Fuse,
+    session::{Session, heard},
 };
 
 struct World {
@@ -237,91 +236,6 @@ fn tcp_or_kill() -> HealthCheck {
     }
 }
 
-/// An attached connection as a client has it.
-struct Session {
-    connection: api::controller::Attached,
-    buffer: BytesMut,
-}
-
-/// What was written, on standard output and standard error, and the status.
-type Heard = (String, String, u32);
-
-impl Session {
-    async fn open(life: &Life, path: &str, body: &impl serde::Serialize) -> Session {
-        let connection = life.client().attach(path, body).await.unwrap();
-        Session {
-            connection,
-            buffer: BytesMut::new(),
-        }
-    }
-
-    async fn attach(life: &Life, job: &HostJob) -> Session {
-        let flags = flag::STDIN | flag::STDOUT | flag::STDERR | flag::STREAM;
-        let request = AttachReq {
-            job_id: job.id.clone(),
-            flags,
-            height: 33,
-            width: 111,
-        };
-        Session::open(life, "/attach", &request).await
-    }
-
-    async fn exec(life: &Life, job: &HostJob, args: &[&str]) -> Session {
-        let args = args.iter().map(|arg| arg.to_string()).collect();
-        let exec = NewExec {
-            args,
-            ..NewExec::default()
-        };
-        Session::open(life, &format!("/host/jobs/{}/exec", job.id), &exec).await
-    }
-
-    async fn state(&mut self) -> u8 {
-        self.connection.read_u8().await.unwrap()
-    }
-
-    async fn send(&mut self, frame: Frame) {
-        self.connection.write_all(&frame.to_bytes()).await.unwrap();
-    }
-
-    async fn frame(&mut self) -> Option<Frame> {
-        loop {
-            if let Some(frame) = Frame::read(&mut self.buffer).unwrap() {
-                return Some(frame);
-            }
-            if self.connection.read_buf(&mut self.buffer).await.unwrap() == 0 {
-                return None;
-            }
-        }
-    }
-
-    /// Everything up to the end.
-    async fn hear(mut self) -> Heard {
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let all = async {
-            loop {
-                match self.frame().await {
-                    Some(Frame::Data(Stream::Stdout, bytes)) => stdout.extend_from_slice(&bytes),
-                    Some(Frame::Data(Stream::Stderr, bytes)) => stderr.extend_from_slice(&bytes),
-                    Some(Frame::Exit(status)) => return status,
-                    other => panic!("{other:?}"),
-                }
-            }
-        };
-        let status = tokio::time::timeout(PATIENCE, all)
-            .await
-            .expect("the session ends");
-        (
-            String::from_utf8(stdout).unwrap(),
-            String::from_utf8(stderr).unwrap(),
-            status,
-        )
-    }
-}
-
-fn heard(stdout: &str, stderr: &str, status: u32) -> Heard {
-    (stdout.into(), stderr.into(), status)
-}
-
 async fn get(address: IpAddr) -> String {
     let mut stream = tokio::net::TcpStream::connect((address, 8080)).await.unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
@@ -483,11 +397,11 @@ fn what_ends_a_job_is_told_apart_and_its_output_is_kept() {
         };
         assert!(why.contains("no-such-program"), "{why}");
 
-        let stubborn = world.job("trap '' TERM; while true; do sleep 1; done");
-        let mut stubborn = HostJob { ..stubborn };
+        let mut stubborn = world.job("trap '' TERM; echo ready; while true; do sleep 1; done");
         stubborn.config.stop_timeout = 1;
         world.controller.run(&stubborn);
         world.up(&stubborn).await;
+        until("it ignores the signal", || world.log(&stubborn).contains("ready")).await;
         world.controller.stop(id_of(&stubborn));
         assert_eq!(
             world.down(&stubborn).await,
