@@ -355,8 +355,12 @@ impl Update {
             leader: choose(self.leader, self.no_leader, before.leader),
             domain: before.domain,
             path: before.path,
-            // The route is replaced as a whole, and with it the certificate that it came with.
-            certificate: self.certificate.read()?.or(view.certificate),
+            // A controller that leaves the private key out of its answers keeps the certificate; one
+            // that gives it takes a route without a certificate as one that is to lose it.
+            certificate: self
+                .certificate
+                .read()?
+                .or(view.certificate.filter(|certificate| !certificate.key.is_empty())),
             sticky: choose(self.sticky, self.no_sticky, before.sticky),
             drain_backends: before.drain_backends,
             disable_keep_alives: choose(

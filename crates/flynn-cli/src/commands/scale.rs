@@ -96,7 +96,12 @@ impl Args {
         }
         output::print(&format!("scaling {}\n\n", wanted.difference(&processes)));
         let started = Instant::now();
-        let mut events = Follower::open(controller, app, &["job", "scale_request"]).await?;
+        let mut events = Follower::open(
+            controller,
+            app,
+            &["job", "scale_request", "scale_request_cancelation"],
+        )
+        .await?;
         let request = controller.scale(app, release.id, &wanted.request()).await?;
         if self.no_wait {
             return Ok(());

@@ -4,20 +4,17 @@
 //! is hard to bring about with a real cluster is switched on by the fields of [`State`].
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use api::{
     Code, Error,
-    logs::Message,
     wire::{AppUpdate, Job, NewApp, NewJob, NewRelease, NewRoute, NewScaleRequest, ReleaseRef, RouteView},
 };
 use axum::{
     Json, Router,
-    body::Body,
-    extract::{Path, Query, Request, State as Shared},
+    extract::{Path, Request, State as Shared},
     http::{HeaderMap, StatusCode, header},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -26,45 +23,16 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
-use types::{App, Deployment, Event, Formation, Release, ScaleRequest, Timestamp};
+use types::{App, Deployment, Event, Formation, Release, ScaleRequest};
 
-use crate::{actors, tls};
+use crate::{
+    actors,
+    state::{Deploys, State},
+    streams, tls,
+};
 
 pub const KEY: &str = "0123456789abcdef";
 type Fallible<T> = Result<Json<T>, Failure>;
-
-/// How deployments go.
-#[derive(Clone, Default)]
-pub enum Deploys {
-    /// At once, as those of an app without running jobs.
-    #[default]
-    AtOnce,
-    ByEvents,
-    Fail(String),
-    /// The event stream ends before the last event.
-    BreakBeforeTheEnd,
-}
-
-#[derive(Default)]
-pub struct State {
-    count: u64,
-    apps: Vec<App>,
-    pub releases: Vec<Release>,
-    pub formations: Vec<Formation>,
-    pub jobs: Vec<Job>,
-    deployments: Vec<Deployment>,
-    pub routes: Vec<RouteView>,
-    events: Vec<Event>,
-    pub deploys: Deploys,
-    /// Why scaled-up jobs wait; they start where this is empty.
-    pub scale_waits_for: String,
-    /// What each connection to the log gives, the last one also later ones.
-    pub logs: Vec<Vec<Message>>,
-    /// Queries for the log, as they came.
-    pub log_queries: Vec<String>,
-    /// Bodies of requests that change something, with their paths.
-    pub requests: Vec<(String, Value)>,
-}
 
 pub struct Fake {
     pub address: SocketAddr,
@@ -77,7 +45,7 @@ pub struct Fake {
 pub struct Inner {
     state: Mutex<State>,
     /// `None` breaks all streams of events and logs.
-    happened: broadcast::Sender<Option<Event>>,
+    pub happened: broadcast::Sender<Option<Event>>,
     ca_cert: String,
 }
 
@@ -167,69 +135,6 @@ impl Drop for Fake {
     }
 }
 
-impl State {
-    fn next_id(&mut self) -> String {
-        self.count += 1;
-        format!("00000000-0000-4000-8000-{:012}", self.count)
-    }
-
-    /// Far in the future: what is shown as an age is always less than a second.
-    fn now(&self) -> Timestamp {
-        let start: Timestamp = "2100-01-01T12:00:00Z".parse().unwrap();
-        Timestamp::from_micros(start.as_micros() + self.count as i64 * 1000)
-    }
-
-    fn create_app(&mut self, name: String) -> App {
-        let id = self.next_id();
-        let name = if name.is_empty() {
-            "clams-reassure-norwich".into()
-        } else {
-            name
-        };
-        let app: App = serde_json::from_value(json!({
-            "id": id, "name": name, "meta": {}, "strategy": "all-at-once", "deploy_timeout": 120,
-            "created_at": self.now(), "updated_at": self.now(),
-        }))
-        .unwrap();
-        self.apps.insert(0, app.clone());
-        let (service, domain) = (format!("{name}-web"), format!("{name}.flynn.test"));
-        let route = json!({ "type": "http", "service": service, "domain": domain, "path": "/", "drain_backends": true });
-        self.put_route(&app, serde_json::from_value(route).unwrap(), None);
-        app
-    }
-
-    fn create_release(&mut self, new: NewRelease) -> Release {
-        let mut release = serde_json::to_value(new).unwrap();
-        release["id"] = json!(self.next_id());
-        release["created_at"] = json!(self.now());
-        let release: Release = serde_json::from_value(release).unwrap();
-        self.releases.insert(0, release.clone());
-        release
-    }
-
-    fn put_route(&mut self, app: &App, new: NewRoute, id: Option<&str>) -> RouteView {
-        let mut route = serde_json::to_value(new).unwrap();
-        route["id"] = json!(id.map_or_else(|| self.next_id(), str::to_owned));
-        route["parent_ref"] = json!(format!("controller/apps/{}", app.id));
-        route["created_at"] = json!(self.now());
-        route["updated_at"] = json!(self.now());
-        if route["type"] == "tcp" && route.get("port").is_none() {
-            route["port"] = json!(3000);
-        }
-        let view: RouteView = serde_json::from_value(route).unwrap();
-        self.routes.retain(|known| known.route.id != view.route.id);
-        self.routes.insert(0, view.clone());
-        view
-    }
-
-    fn app(&self, name: &str) -> Result<&App, Failure> {
-        self.apps
-            .iter()
-            .find(|app| app.name == name || app.id.to_string() == name)
-            .ok_or(Failure::NotFound)
-    }
-}
-
 impl Inner {
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
@@ -264,7 +169,7 @@ impl IntoResponse for Failure {
     }
 }
 
-type Server = Shared<Arc<Inner>>;
+pub type Server = Shared<Arc<Inner>>;
 
 fn router(inner: Arc<Inner>) -> Router {
     Router::new()
@@ -295,8 +200,8 @@ fn router(inner: Arc<Inner>) -> Router {
             "/apps/{app}/routes/{kind}/{id}",
             get(get_route).put(update_route).delete(delete_route),
         )
-        .route("/apps/{app}/log", get(log))
-        .route("/events", get(events))
+        .route("/apps/{app}/log", get(streams::log))
+        .route("/events", get(streams::events))
         .layer(from_fn_with_state(inner.clone(), check_key))
         .with_state(inner)
 }
@@ -540,6 +445,12 @@ async fn scale(
     }
     formation.tags.extend(wanted.new_tags.unwrap_or_default());
     state.formations.push(formation);
+    if state.is_scaled_by_others {
+        request.state = types::ScaleRequestState::Cancelled;
+        let id = request.id.to_string();
+        inner.happen(&mut state, &app, "scale_request_cancelation", id, json!(request));
+        return Ok(Json(answer));
+    }
     if state.scale_waits_for.is_empty() {
         request.state = types::ScaleRequestState::Complete;
         inner.happen(
@@ -677,75 +588,4 @@ async fn delete_route(
     } else {
         Ok(())
     }
-}
-
-fn sse(value: &impl serde::Serialize) -> Result<String, std::io::Error> {
-    Ok(format!("data: {}\n\n", serde_json::to_string(value).unwrap()))
-}
-
-fn event_stream(body: Body) -> Response {
-    ([(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")], body).into_response()
-}
-
-async fn events(
-    Shared(inner): Server,
-    Query(query): Query<BTreeMap<String, String>>,
-) -> Result<Response, Failure> {
-    use tokio_stream::{StreamExt, wrappers::BroadcastStream};
-    let state = inner.lock();
-    let app = state.app(&query["app_id"])?.id;
-    let kinds: Vec<String> = query["object_types"].split(',').map(str::to_owned).collect();
-    let matches = move |event: &Event| {
-        let kind = serde_json::to_value(event.object_type).unwrap();
-        event.app == Some(app) && kinds.iter().any(|known| kind == *known)
-    };
-    let since: u64 = query.get("since_id").map_or(u64::MAX, |id| id.parse().unwrap());
-    let past: Vec<_> = state
-        .events
-        .iter()
-        .filter(|event| event.id > since && matches(event))
-        .map(sse)
-        .collect();
-    let live = BroadcastStream::new(inner.happened.subscribe())
-        .map_while(|event| event.unwrap())
-        .filter(move |event| matches(event))
-        .map(|event| sse(&event));
-    Ok(event_stream(Body::from_stream(
-        tokio_stream::iter(past).chain(live),
-    )))
-}
-
-async fn log(Shared(inner): Server, Path(app): Path<String>, request: Request) -> Result<Response, Failure> {
-    use tokio_stream::{StreamExt, wrappers::BroadcastStream};
-    let mut state = inner.lock();
-    state.app(&app)?;
-    state
-        .log_queries
-        .push(request.uri().query().unwrap_or_default().to_owned());
-    let is_last = state.logs.len() <= 1;
-    let messages = if is_last {
-        state.logs.first().cloned()
-    } else {
-        Some(state.logs.remove(0))
-    };
-    let lines: Vec<_> = messages
-        .unwrap_or_default()
-        .iter()
-        .map(|message| sse(&json!({ "event": "message", "data": message })))
-        .collect();
-    let follow = request
-        .uri()
-        .query()
-        .is_some_and(|query| query.contains("follow=true"));
-    let lines = tokio_stream::iter(lines);
-    let eof = sse(&json!({ "event": "eof" }));
-    if !follow {
-        return Ok(event_stream(Body::from_stream(
-            lines.chain(tokio_stream::iter([eof])),
-        )));
-    }
-    let broken = BroadcastStream::new(inner.happened.subscribe())
-        .filter(|event| matches!(event, Ok(None)))
-        .map(|_| Err(std::io::Error::other("the fake was told to break")));
-    Ok(event_stream(Body::from_stream(lines.chain(broken))))
 }

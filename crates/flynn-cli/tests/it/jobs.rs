@@ -65,3 +65,16 @@ fn jobs_are_listed_and_killed() {
         "-a shop ps --json",
     ]));
 }
+
+#[test]
+fn a_scale_that_another_one_replaces_does_not_wait_for_ever() {
+    let fake = Fake::start();
+    let bench = Bench::of(&fake);
+    fake.deployed_app("shop");
+    fake.state().is_scaled_by_others = true;
+    let text = bench.transcript(&["-a shop scale worker=1"]);
+    assert!(
+        text.contains("error: the scale was replaced by another one before it was complete"),
+        "{text}"
+    );
+}

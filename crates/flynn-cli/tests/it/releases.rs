@@ -1,9 +1,6 @@
 //! What makes and deploys releases: environment, limits, rollback, update, restart.
 
-use crate::{
-    bench::Bench,
-    fake::{Deploys, Fake},
-};
+use crate::{bench::Bench, fake::Fake, state::Deploys};
 
 #[test]
 fn the_environment_is_changed_by_releases() {
