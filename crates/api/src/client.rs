@@ -12,7 +12,8 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+pub use http::Method;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::BoxBody};
 use hyper::body::Incoming;
 use hyper_util::{

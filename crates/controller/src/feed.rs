@@ -100,7 +100,7 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
         key: config.cert_key.clone(),
     });
     Snapshot {
-        generation: state.revision,
+        generation: first_generation(state.revision),
         domain: config.domain.clone(),
         sticky_key: sticky_key.to_owned(),
         default_certificate: Some(CLUSTER_CERTIFICATE.into()),
@@ -170,37 +170,47 @@ fn routing_route(route: &types::Route) -> Route {
     }
 }
 
+/// Each message has a generation of its own, or a router that has applied the first of several would
+/// acknowledge them all. They grow with the state's revision, which outlives this process.
+const fn first_generation(revision: u64) -> u64 {
+    revision << 20
+}
+
 /// What turns `old` into `new`, in an order in which nothing is ever missing: certificates and
 /// services before the routes that name them, removals last.
 pub fn difference(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    let generation = new.generation;
+    let mut last = new.generation;
+    let mut next = || {
+        last += 1;
+        last
+    };
     let mut updates = vec![];
     let (before, after) = (by(&old.certificates, |c| &c.id), by(&new.certificates, |c| &c.id));
     let (services_before, services_after) = (by(&old.services, |s| &s.name), by(&new.services, |s| &s.name));
     let (routes_before, routes_after) = (by(&old.routes, |r| r.id()), by(&new.routes, |r| r.id()));
     for (id, certificate) in &after {
         if before.get(id) != Some(certificate) {
-            updates.push(Update::SetCertificate { generation, certificate: (*certificate).clone() });
+            updates.push(Update::SetCertificate { generation: next(), certificate: (*certificate).clone() });
         }
     }
     for (name, service) in &services_after {
         if services_before.get(name) != Some(service) {
-            updates.push(Update::SetService { generation, service: (*service).clone() });
+            updates.push(Update::SetService { generation: next(), service: (*service).clone() });
         }
     }
     for (id, route) in &routes_after {
         if routes_before.get(id) != Some(route) {
-            updates.push(Update::SetRoute { generation, route: (*route).clone() });
+            updates.push(Update::SetRoute { generation: next(), route: (*route).clone() });
         }
     }
     for id in routes_before.keys().filter(|id| !routes_after.contains_key(*id)) {
-        updates.push(Update::RemoveRoute { generation, id: (*id).to_owned() });
+        updates.push(Update::RemoveRoute { generation: next(), id: (*id).to_owned() });
     }
     for name in services_before.keys().filter(|name| !services_after.contains_key(*name)) {
-        updates.push(Update::RemoveService { generation, name: (*name).to_owned() });
+        updates.push(Update::RemoveService { generation: next(), name: (*name).to_owned() });
     }
     for id in before.keys().filter(|id| !after.contains_key(*id)) {
-        updates.push(Update::RemoveCertificate { generation, id: (*id).to_owned() });
+        updates.push(Update::RemoveCertificate { generation: next(), id: (*id).to_owned() });
     }
     updates
 }
@@ -226,7 +236,7 @@ pub fn follow(controller: Controller, router: String) -> impl futures::Stream<It
                 Some(old) => difference(old, &new),
             };
             ready.extend(updates.iter().map(sse::message));
-            note_sent(&connection, &new, !updates.is_empty());
+            note_sent(&connection, &new, updates.last().map(Update::generation));
             sent = Some(new);
             if ready.is_empty() && changes.changed().await.is_err() {
                 return None;
@@ -235,9 +245,9 @@ pub fn follow(controller: Controller, router: String) -> impl futures::Stream<It
     })
 }
 
-fn note_sent(connection: &Connection, sent: &Snapshot, has_updates: bool) {
+fn note_sent(connection: &Connection, sent: &Snapshot, last_message: Option<u64>) {
     let backends = sent.services.iter().flat_map(|service| service.backends.iter().map(|backend| backend.addr));
-    connection.note_sent(sent.generation, has_updates, backends.collect());
+    connection.note_sent(last_message, backends.collect());
 }
 
 /// All services, again after every change of one.

@@ -89,12 +89,10 @@ pub struct Connection {
 
 impl Connection {
     /// Remembers what the router was told. Without a message there is nothing to acknowledge.
-    pub fn note_sent(&self, generation: u64, has_updates: bool, backends: BTreeSet<SocketAddr>) {
+    pub fn note_sent(&self, last_message: Option<u64>, backends: BTreeSet<SocketAddr>) {
         self.routers.update(&self.id, |router| {
             router.sent_backends = backends;
-            if has_updates {
-                router.sent_generation = generation;
-            }
+            router.sent_generation = last_message.unwrap_or(router.sent_generation);
         });
     }
 }
@@ -116,16 +114,16 @@ mod tests {
         let now = Timestamp::EPOCH + Duration::from_secs(60);
         assert!(routers.have_let_go_of(backend, now), "no router is connected");
         let connection = routers.connect("a");
-        connection.note_sent(5, true, [backend].into());
+        connection.note_sent(Some(5), [backend].into());
         assert!(!routers.have_let_go_of(backend, now), "it is in the table");
-        connection.note_sent(6, true, BTreeSet::new());
+        connection.note_sent(Some(6), BTreeSet::new());
         assert!(!routers.have_let_go_of(backend, now), "the router has not said that it knows");
         let in_flight = BTreeMap::from([(backend, 1)]);
         routers.acknowledge("a", Acknowledgement { generation: 6, in_flight });
         assert!(!routers.have_let_go_of(backend, now), "a request is in flight");
         routers.acknowledge("a", Acknowledgement { generation: 6, in_flight: BTreeMap::new() });
         assert!(routers.have_let_go_of(backend, now));
-        connection.note_sent(9, false, BTreeSet::new());
+        connection.note_sent(None, BTreeSet::new());
         assert!(routers.have_let_go_of(backend, now), "a change without a message needs no answer");
         drop(connection);
         assert!(routers.have_let_go_of(backend, now));

@@ -35,6 +35,9 @@ impl Secrets {
     /// for another domain than `domain`; its authority stays.
     pub fn open(directory: &Path, domain: &str) -> Result<Secrets> {
         files::create_private_dir(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        // Daemon and router start at the same moment: without the lock each would make its own.
+        let lock = std::fs::File::create(directory.join("lock")).context("cannot make the lock of the secrets")?;
+        lock.lock().context("cannot lock the secrets")?;
         Ok(Secrets {
             controller_key: key_file(&directory.join("controller.key"))?,
             internal_key: key_file(&directory.join("internal.key"))?,
@@ -134,6 +137,19 @@ fn set_validity(params: &mut CertificateParams) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_parts_that_start_at_once_get_the_same_secrets() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Secrets::open(dir.path(), "flynn.localhost").unwrap();
+        let (one, other) = std::thread::scope(|scope| {
+            let handles = [scope.spawn(open), scope.spawn(open)];
+            let mut opened = handles.map(|handle| handle.join().unwrap()).into_iter();
+            (opened.next().unwrap(), opened.next().unwrap())
+        });
+        assert_eq!(one.internal_key, other.internal_key);
+        assert_eq!(one.tls.cert, other.tls.cert);
+    }
 
     #[test]
     fn secrets_are_made_once_and_the_certificate_follows_the_domain() {

@@ -157,8 +157,12 @@ impl State {
     ) -> Result<(), Rejection> {
         self.require_app(app)?;
         self.require_release(app, release)?;
-        let created_at =
-            self.formations.get(&(app, release)).map_or(at, |formation| formation.created_at);
+        let known = self.formations.get(&(app, release));
+        // The scheduler takes a newer time for a fresh start after crashes.
+        if known.is_some_and(|known| known.processes == processes && known.tags == tags) {
+            return Ok(());
+        }
+        let created_at = known.map_or(at, |known| known.created_at);
         let formation = Formation { app, release, processes, tags, created_at, updated_at: at };
         self.formations.insert((app, release), Arc::new(formation));
         Ok(())

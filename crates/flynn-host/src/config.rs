@@ -1,0 +1,223 @@
+//! The configuration of one host: a TOML file, in which everything has a default.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use daemon::StateDir;
+use serde::Deserialize;
+use types::HostId;
+
+pub const DEFAULT_PATH: &str = "/etc/flynn/host.toml";
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The cluster's domain: apps are at `NAME.DOMAIN`.
+    pub domain: String,
+    /// This host's name in the cluster; made from the machine's where it is not given.
+    pub host: String,
+    pub state_dir: PathBuf,
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+    /// Where ports of TCP routes are opened.
+    pub tcp_bind: IpAddr,
+    pub controller: SocketAddr,
+    pub host_api: SocketAddr,
+    pub git: SocketAddr,
+    pub discoverd_port: u16,
+    /// The port of names, on the gateway of the host's jobs.
+    pub dns_port: u16,
+    pub network: Network,
+    /// Name of the cgroup that everything of this cluster on this machine is in.
+    pub cgroup: String,
+    pub tags: BTreeMap<String, String>,
+    pub shim: PathBuf,
+    pub buildpacks: PathBuf,
+    /// Makes layers of packages that a buildpack asks for.
+    pub package_layer: PathBuf,
+    /// The authorities that the machine trusts, given to every job.
+    pub ca_bundle: PathBuf,
+    pub uid_base: u32,
+    pub builds: Builds,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    pub interface_prefix: String,
+    pub table: String,
+    pub subnet: String,
+    /// Networks of the outside that jobs must not reach.
+    pub blocked: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Builds {
+    /// Builds at the same time; more wait.
+    pub at_once: usize,
+    pub memory_bytes: i64,
+    /// Of one app's sources, build results and cache.
+    pub disk_bytes: u64,
+    pub timeout_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Config {
+            domain: "flynn.localhost".into(),
+            host: String::new(),
+            state_dir: StateDir::DEFAULT.into(),
+            http: vec![any(80)],
+            https: vec![any(443)],
+            tcp_bind: Ipv4Addr::UNSPECIFIED.into(),
+            controller: loopback(1112),
+            // The original's port.
+            host_api: loopback(1113),
+            git: loopback(1114),
+            discoverd_port: 1111,
+            dns_port: 53,
+            network: Network::default(),
+            cgroup: "flynn".into(),
+            tags: BTreeMap::new(),
+            shim: "/usr/local/lib/flynn/flynn-shim".into(),
+            buildpacks: "/usr/local/lib/flynn/buildpacks".into(),
+            package_layer: "/usr/local/lib/flynn/script/package-layer".into(),
+            ca_bundle: "/etc/ssl/certs/ca-certificates.crt".into(),
+            uid_base: 1 << 24,
+            builds: Builds::default(),
+        }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Network {
+            interface_prefix: "flynn".into(),
+            table: "flynn".into(),
+            subnet: "100.100.0.0/22".into(),
+            blocked: vec![],
+        }
+    }
+}
+
+impl Default for Builds {
+    fn default() -> Self {
+        Builds { at_once: 2, memory_bytes: 2 << 30, disk_bytes: 4 << 30, timeout_s: 900 }
+    }
+}
+
+impl Config {
+    /// Reads `path`. The default path may be missing: then everything is the default.
+    pub fn load(path: &Path) -> Result<Config> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
+                String::new()
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let config: Config = toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let is_domain = !self.domain.is_empty()
+            && self.domain.len() <= 200
+            && self.domain.split('.').all(|label| {
+                !label.is_empty() && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            });
+        if !is_domain {
+            bail!("the domain {:?} is not a lower-case domain name such as flynn.localhost", self.domain);
+        }
+        if self.http.is_empty() && self.https.is_empty() {
+            bail!("the router has nothing to listen on: give `http` or `https` an address such as 0.0.0.0:80");
+        }
+        self.host_id()?;
+        self.overlay()?;
+        Ok(())
+    }
+
+    pub fn host_id(&self) -> Result<HostId> {
+        if self.host.is_empty() {
+            let name = rustix::system::uname();
+            return Ok(HostId::from_hostname(&name.nodename().to_string_lossy()));
+        }
+        Ok(self.host.parse()?)
+    }
+
+    pub fn state(&self) -> StateDir {
+        StateDir::new(&self.state_dir)
+    }
+
+    pub fn http_port(&self) -> u16 {
+        self.http.first().map_or(80, SocketAddr::port)
+    }
+
+    pub fn https_port(&self) -> u16 {
+        self.https.first().map_or(443, SocketAddr::port)
+    }
+
+    /// `DOMAIN`, with the port that HTTPS is at where that is not the usual one.
+    pub fn domain_with_port(&self) -> String {
+        match self.https_port() {
+            443 => self.domain.clone(),
+            port => format!("{}:{port}", self.domain),
+        }
+    }
+
+    /// What jobs may reach of this host beside names: the router, on whatever address it has.
+    pub fn overlay(&self) -> Result<overlay::Config> {
+        let subnet: overlay::Subnet =
+            self.network.subnet.parse().map_err(|error| anyhow::anyhow!("network.subnet: {error}"))?;
+        let mut config =
+            overlay::Config::new(&self.network.interface_prefix, &self.network.table, subnet);
+        let ports = self.http.iter().chain(&self.https).map(SocketAddr::port);
+        config.router_ports = ports.clone().collect();
+        config.host_ports = ports
+            .map(|port| overlay::HostPort { address: None, protocol: overlay::Protocol::Tcp, port })
+            .collect();
+        config.dns_port = self.dns_port;
+        config.discoverd_port = Some(self.discoverd_port);
+        for blocked in &self.network.blocked {
+            let parsed = blocked.parse().map_err(|error| anyhow::anyhow!("network.blocked {blocked:?}: {error}"))?;
+            config.blocked.push(parsed);
+        }
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("host.toml");
+        std::fs::write(&path, text).unwrap();
+        let answer = match Config::load(&path) {
+            Ok(config) => config.domain_with_port(),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(answer.contains(expected), "{answer}");
+    }
+
+    #[test]
+    fn everything_has_a_default_and_mistakes_are_named() {
+        check("", "flynn.localhost");
+        check("domain = \"paas.example.com\"\nhttps = [\"127.0.0.1:8443\"]", "paas.example.com:8443");
+        check("domian = \"x\"", "unknown field `domian`");
+        check("domain = \"Not A Domain\"", "lower-case domain name");
+        check("host = \"a-b\"", "a host id has");
+        check("http = []\nhttps = []", "nothing to listen on");
+        check("[network]\nsubnet = \"10.0.0.0/33\"", "network.subnet");
+    }
+}

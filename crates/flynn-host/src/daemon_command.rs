@@ -1,0 +1,162 @@
+//! `flynn-host daemon`: every component of a host but the router, in one process.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use api::{Endpoint, Trust};
+use controller::{Forget, SystemRoute};
+use daemon::{Secrets, StateDir, files, server};
+use futures::future::BoxFuture;
+use types::AppId;
+
+use crate::config::Config;
+
+pub async fn run(config: Config) -> Result<()> {
+    daemon::init_logging();
+    let shutdown = daemon::shutdown_on_signals()?;
+    let state = config.state();
+    prepare(&state)?;
+    let secrets = Secrets::open(&state.secrets(), &config.domain)?;
+    let host = config.host_id()?;
+    let store = controller::Store::open(store::Options::single(state.raft()))
+        .await
+        .map_err(|error| anyhow::anyhow!("{error}\nhint: {}", error.hint()))?;
+
+    // All sockets first: a port that is taken is told before anything has begun.
+    let controller_listener = server::listen(config.controller).await?;
+    let host_listener = server::listen(config.host_api).await?;
+    let git_listener = server::listen(config.git).await?;
+
+    let endpoint = Endpoint {
+        url: format!("http://{}", controller_listener.local_addr()?),
+        key: secrets.internal_key.clone(),
+        trust: Trust::System,
+    };
+    let logs = logs::Logs::new(state.clone(), host.clone());
+    let route = |subdomain: &str, listener: &tokio::net::TcpListener| -> Result<SystemRoute> {
+        Ok(SystemRoute { subdomain: subdomain.into(), address: listener.local_addr()? })
+    };
+    let controller = controller::Controller::new(
+        store.clone(),
+        controller::Config {
+            domain: config.domain.clone(),
+            http_port: config.http_port(),
+            https_port: config.https_port(),
+            keys: secrets.keys(),
+            internal_key: secrets.internal_key.clone(),
+            ca_cert: secrets.tls.ca_cert.clone(),
+            cert: secrets.tls.cert.clone(),
+            cert_key: secrets.tls.key.clone(),
+            system_routes: vec![
+                route("controller", &controller_listener)?,
+                route("git", &git_listener)?,
+            ],
+            logs: Arc::new(logs.clone()),
+            forget: vec![Arc::new(ForgetBuilds { state: state.clone() })],
+        },
+    );
+    let agent = agent::Config {
+        host: host.clone(),
+        state: state.clone(),
+        controller: endpoint.clone(),
+        listener: host_listener,
+        keys: secrets.keys(),
+        advertised: None,
+        network: config.overlay()?,
+        cgroup_parent: config.cgroup.clone(),
+        shim: config.shim.clone(),
+        dns: config.overlay()?.subnet.gateway(),
+        tags: config.tags.clone(),
+        ca_bundle: Some(config.ca_bundle.clone()),
+        uid_base: config.uid_base,
+    };
+    let discoverd = discoverd::Config {
+        domain: config.domain.clone(),
+        controller: endpoint.clone(),
+        keys: secrets.keys(),
+        gateway: config.overlay()?.subnet.gateway(),
+        dns_port: config.dns_port,
+        http_port: config.discoverd_port,
+    };
+    let builder = builder::Config {
+        host,
+        state: state.clone(),
+        controller: endpoint,
+        keys: secrets.keys(),
+        buildpacks: config.buildpacks.clone(),
+        package_layer: config.package_layer.clone(),
+        hook: std::env::current_exe().context("cannot find this program's own file")?,
+        at_once: config.builds.at_once,
+        memory_bytes: config.builds.memory_bytes,
+        disk_bytes: config.builds.disk_bytes,
+        timeout: std::time::Duration::from_secs(config.builds.timeout_s),
+        http_port: config.http_port(),
+        https_port: config.https_port(),
+    };
+
+    tracing::info!(domain = %config.domain, state = %state.root().display(), "starting");
+    let mut tasks = tokio::task::JoinSet::new();
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        controller.run(controller_listener, stop).await;
+        Ok(())
+    });
+    tasks.spawn(agent::run(agent, shutdown.clone()));
+    tasks.spawn(discoverd::run(discoverd, shutdown.clone()));
+    tasks.spawn(builder::run(builder, git_listener, shutdown.clone()));
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        logs.run(stop).await;
+        Ok(())
+    });
+    let stopped = store.clone();
+    tasks.spawn(async move { anyhow::bail!("the store has stopped: {}", stopped.stopped().await) });
+
+    // A part that ends before it was told to takes the rest along: the supervisor starts all of it
+    // anew, which is the one way back that is exercised every day.
+    let ended = tokio::select! {
+        ended = tasks.join_next() => ended,
+        _ = shutdown.cancelled() => None,
+    };
+    shutdown.cancel();
+    let rest = async { while tasks.join_next().await.is_some() {} };
+    tokio::select! {
+        _ = tokio::time::timeout(std::time::Duration::from_secs(3), rest) => {}
+        _ = store.shutdown() => {}
+    }
+    match ended {
+        Some(Ok(Err(error))) => Err(error),
+        Some(Err(panic)) => Err(panic.into()),
+        _ => Ok(()),
+    }
+}
+
+fn prepare(state: &StateDir) -> Result<()> {
+    for directory in [
+        state.root().to_owned(),
+        state.layers(),
+        state.jobs(),
+        state.logs(),
+        state.repos(),
+        state.builds(),
+        state.run(),
+    ] {
+        files::create_private_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes an app's repository and build files.
+struct ForgetBuilds {
+    state: StateDir,
+}
+
+impl Forget for ForgetBuilds {
+    fn forget(&self, app: AppId) -> BoxFuture<'_, Result<(), api::Error>> {
+        Box::pin(async move {
+            builder::forget(&self.state, app)
+                .await
+                .map_err(|error| api::Error::unavailable(format!("cannot remove the app's builds: {error:#}")))
+        })
+    }
+}

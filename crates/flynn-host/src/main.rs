@@ -1,0 +1,156 @@
+//! `flynn-host`: what runs on every machine, and what operators use.
+//!
+//! The composition root: it reads one configuration, opens what the components need and starts them.
+//! Components know each other only by the addresses given to them here.
+
+mod config;
+mod daemon_command;
+mod format;
+mod host_client;
+mod operate;
+mod router_command;
+mod supervise;
+mod teardown;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use config::Config;
+
+/// Runs a host of the cluster, and looks after it.
+#[derive(Parser)]
+#[command(name = "flynn-host", version = api::VERSION, disable_help_subcommand = true)]
+struct Cli {
+    /// The host's configuration file
+    #[arg(long, global = true, env = "FLYNN_HOST_CONFIG", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the host daemon: controller, jobs, discovery, builds and logs
+    Daemon,
+    /// Run the router, which goes on serving while the daemon is away
+    Router,
+    /// Run daemon and router and start them again when they end, where there is no systemd
+    Supervise,
+    /// List the cluster's hosts
+    ///
+    /// Example:
+    ///   $ flynn-host list
+    #[command(verbatim_doc_comment)]
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List this host's jobs
+    Ps {
+        /// Show jobs that have ended, too
+        #[arg(short, long)]
+        all: bool,
+        /// Print only ids
+        #[arg(short, long)]
+        quiet: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the log of a job
+    Log {
+        /// Follow the log
+        #[arg(short, long)]
+        follow: bool,
+        /// Print only the newest lines
+        #[arg(long, value_name = "NUMBER")]
+        lines: Option<usize>,
+        /// Print what the platform says about the job, too
+        #[arg(long)]
+        init: bool,
+        /// Send the job's standard error to standard error
+        #[arg(long)]
+        split_stderr: bool,
+        /// The job's id, as `flynn-host ps` prints it
+        id: String,
+    },
+    /// Print all that is known of a job
+    Inspect {
+        /// Leave out the environment, which may hold secrets
+        #[arg(long)]
+        omit_env: bool,
+        /// Leave out the values of these variables
+        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+        redact_env: Vec<String>,
+        id: String,
+    },
+    /// Stop jobs
+    Stop {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Send a signal to a job
+    Signal { id: String, signal: String },
+    /// Print the `flynn cluster add` command for this cluster
+    CliAddCommand,
+    /// Print the version
+    Version,
+    /// Stop all jobs of this host and remove its network, as before an uninstallation
+    Teardown {
+        /// Remove the state, too: apps, images, logs, keys
+        #[arg(long)]
+        remove_state: bool,
+    },
+    /// Called by git when somebody pushes
+    #[command(hide = true)]
+    GitHook,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    if matches!(cli.command, Command::GitHook) {
+        return builder::hook::main();
+    }
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    if matches!(cli.command, Command::Version) {
+        println!("{}", api::VERSION);
+        return Ok(());
+    }
+    let config = Config::load(&cli.config)?;
+    // Two threads carry a host's control plane; builds and blocking work have threads of their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Daemon => daemon_command::run(config).await,
+            Command::Router => router_command::run(config).await,
+            Command::Supervise => supervise::run(config, &cli.config).await,
+            Command::List { json } => operate::list(&config, json).await,
+            Command::Ps { all, quiet, json } => operate::ps(&config, all, quiet, json).await,
+            Command::Log { follow, lines, init, split_stderr, id } => {
+                operate::log(&config, &id, follow, lines, init, split_stderr).await
+            }
+            Command::Inspect { omit_env, redact_env, id } => {
+                operate::inspect(&config, &id, omit_env, &redact_env).await
+            }
+            Command::Stop { ids } => operate::stop(&config, &ids).await,
+            Command::Signal { id, signal } => operate::signal(&config, &id, &signal).await,
+            Command::CliAddCommand => operate::cli_add_command(&config),
+            Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
+            Command::Version | Command::GitHook => unreachable!("handled before the configuration is read"),
+        }
+    })
+}
