@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -74,19 +77,31 @@ pub async fn run(build: Build<'_>, phases: &mut Phases) -> Result<Built> {
     }
     let made = build.on_disk(&disk, stack, since, phases).await;
     // The pusher need not wait for files to be deleted.
-    let workspace = Workspace::new(disk.root());
-    tokio::spawn(async move {
-        let cleaned = tokio::task::spawn_blocking(move || {
-            let discarded = workspace.discard();
-            workspace.empty_trash();
-            discarded
-        });
-        if !matches!(cleaned.await, Ok(Ok(()))) {
-            tracing::warn!(disk = %disk.root().display(), "a build disk cannot be cleaned");
-        }
-        disk.close().await;
-    });
+    tokio::spawn(clean(disk));
     made
+}
+
+/// Leaves what the next build can use, and no more than leaves it room.
+async fn clean(disk: Disk) {
+    let cleaned = tokio::task::spawn_blocking(move || {
+        let workspace = Workspace::new(disk.root());
+        let cleaned = workspace
+            .discard()
+            .map_err(anyhow::Error::from)
+            .and_then(|()| workspace.empty_trash());
+        let cleaned = match disk.is_crowded() {
+            true => cleaned.and_then(|()| workspace.forget_kept()),
+            false => cleaned,
+        };
+        (disk, cleaned)
+    });
+    let Ok((disk, cleaned)) = cleaned.await else {
+        return;
+    };
+    if let Err(error) = cleaned {
+        tracing::warn!(disk = %disk.root().display(), error = format!("{error:#}"), "a build disk cannot be cleaned");
+    }
+    disk.close().await;
 }
 
 impl Build<'_> {
@@ -115,7 +130,18 @@ impl Build<'_> {
             .unwrap_or_default();
         blocking({
             let workspace = Workspace::new(disk.root());
-            move || Ok(workspace.prepare(&env)?)
+            move || {
+                let prepared = workspace.prepare(&env);
+                match prepared {
+                    // The daemon was killed before it could clean up after a hog.
+                    Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                        workspace.empty_trash()?;
+                        workspace.forget_kept()?;
+                        Ok(workspace.prepare(&env)?)
+                    }
+                    other => Ok(other?),
+                }
+            }
         })
         .await?;
         self.place_source(&workspace).await?;
@@ -124,7 +150,8 @@ impl Build<'_> {
         let since = Instant::now();
         let resources = resources(previous.as_ref(), builder.limits.memory_bytes);
         let mut needs = workspace.known_needs().unwrap_or_default();
-        let mut exit = self.attempt(disk, &stack, &needs, &resources).await?;
+        let said = Said::default();
+        let mut exit = self.attempt(disk, &stack, &needs, &resources, &said).await?;
         if exit == Exit::Code(STATUS_NEEDS) {
             needs = workspace.needs()?;
             workspace.set_known_needs(&needs)?;
@@ -134,7 +161,8 @@ impl Build<'_> {
             phases.add("packages", since);
             workspace.prepare_again()?;
             self.place_source(&workspace).await?;
-            exit = self.attempt(disk, &stack, &needs, &resources).await?;
+            said.begin_again();
+            exit = self.attempt(disk, &stack, &needs, &resources, &said).await?;
         }
         if exit != Exit::Code(0) {
             return Err(Failure::Refused(self.why(&exit, disk, &resources)));
@@ -186,20 +214,22 @@ impl Build<'_> {
         let submodules = self.repo.submodules(self.commit).await?;
         if !submodules.is_empty() {
             std::fs::write(work.join(SUBMODULES), submodules.join("\n") + "\n")?;
+            workspace.give(SUBMODULES)?;
         }
         match self.repo.archive(self.commit, &work.join(SOURCE)).await? {
-            Archived::Whole => Ok(()),
+            Archived::Whole => Ok(workspace.give(SOURCE)?),
             Archived::DiskFull => Err(Failure::refused([self.out_of_disk()])),
         }
     }
 
-    /// Runs the driver once. Its own words of a limit that was reached are completed with the limit.
+    /// Runs the driver once.
     async fn attempt(
         &self,
         disk: &Disk,
         stack: &Stack,
         needs: &Needs,
         resources: &Resources,
+        said: &Said,
     ) -> Result<Exit> {
         let builder = self.builder;
         let extra = self.packages().layer(stack, Kind::Build, &needs.build).await?;
@@ -207,19 +237,19 @@ impl Build<'_> {
             .artifact(&builder.controller, Kind::Build, extra.as_ref())
             .await?;
         let job = self.job(disk, image, resources);
-        let (disk_limit, memory_limit) = (self.out_of_disk(), out_of_memory(resources));
         let has_told = AtomicBool::new(false);
         let each = |line: Vec<u8>| {
-            let text = line.strip_prefix(b" !     ").unwrap_or_default();
-            let told = match text {
-                b"The build ran out of disk space." => &disk_limit,
-                b"The build ran out of memory." => &memory_limit,
-                // What the host says of the end; it is said again in our words.
-                _ if line.starts_with(b"flynn: killed: out of memory") => return,
-                _ => return self.out.raw(line),
-            };
-            has_told.store(true, Ordering::Relaxed);
-            self.out.warn(told);
+            // What the host says of the end is said again in our words.
+            if said.is_repeated(&line) || is_farewell(&line) {
+                return;
+            }
+            match self.with_limit(&line, resources) {
+                Some(told) => {
+                    has_told.store(true, Ordering::Relaxed);
+                    self.out.warn(told);
+                }
+                None => self.out.raw(line),
+            }
         };
         let ending = Shutdown::new();
         let run = builder.cage.run(self.app.id, job, &each, &ending);
@@ -317,11 +347,74 @@ impl Build<'_> {
         }
     }
 
+    /// The driver's words for a limit that was reached, completed with the limit.
+    fn with_limit(&self, line: &[u8], resources: &Resources) -> Option<String> {
+        match line.strip_prefix(b" !     ")? {
+            b"The build ran out of disk space." => Some(self.out_of_disk()),
+            b"The build ran out of memory." => Some(out_of_memory(resources)),
+            b"The build ran out of processes." => Some(format!(
+                "Build ran out of processes (limit {})",
+                resources.limit("max_processes")
+            )),
+            b"A process of the build was killed, most likely because it ran out of memory." => Some(format!(
+                "A process was killed. {}, most likely",
+                out_of_memory(resources)
+            )),
+            _ => None,
+        }
+    }
+
     fn out_of_disk(&self) -> String {
         format!(
             "Build ran out of disk space (limit {})",
             size(self.builder.disks.size_bytes())
         )
+    }
+}
+
+/// What the host says of a job's end; see [`Exit`].
+fn is_farewell(line: &[u8]) -> bool {
+    let words = line.strip_prefix(b"flynn: ").unwrap_or_default();
+    [&b"killed: "[..], b"could not start: ", b"lost: "]
+        .iter()
+        .any(|start| words.starts_with(start))
+}
+
+/// What an attempt has said, which the next one need not say again: both begin alike.
+#[derive(Default)]
+struct Said {
+    state: Mutex<SaidState>,
+}
+
+#[derive(Default)]
+struct SaidState {
+    first: Vec<Vec<u8>>,
+    /// How much of it the second attempt has repeated; none while the first goes on.
+    repeated: Option<usize>,
+}
+
+impl Said {
+    fn begin_again(&self) {
+        self.state.lock().expect("no panic while locked").repeated = Some(0);
+    }
+
+    fn is_repeated(&self, line: &[u8]) -> bool {
+        const LINES_MAX: usize = 100;
+        let mut state = self.state.lock().expect("no panic while locked");
+        match state.repeated {
+            None => {
+                if state.first.len() < LINES_MAX {
+                    state.first.push(line.to_vec());
+                }
+                false
+            }
+            Some(at) => {
+                let is_repeated = state.first.get(at).is_some_and(|said| said == line);
+                // The first difference ends it.
+                state.repeated = Some(if is_repeated { at + 1 } else { LINES_MAX });
+                is_repeated
+            }
+        }
     }
 }
 
@@ -359,6 +452,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_attempt_does_not_repeat_how_the_first_began() {
+        let said = Said::default();
+        assert!(
+            !["Building", "Ruby app detected"]
+                .iter()
+                .any(|line| said.is_repeated(line.as_bytes()))
+        );
+        said.begin_again();
+        let repeated = ["Building", "Ruby app detected", "Installing", "Building"]
+            .map(|line| said.is_repeated(line.as_bytes()));
+        assert_eq!(repeated, [true, true, false, false]);
+    }
 
     #[test]
     fn a_build_has_the_platforms_limits() {

@@ -1,10 +1,9 @@
 //! Build disks: one file system in a sparse file per app, mounted only while it is built.
 //!
 //! A build that fills its disk fills nobody else's. What a reader would get wrong:
-//! * Containers copy the daemon's mounts when they start, and keep them as long as they run. So all
-//!   build disks are mounted below a mount that is *shared*: unmounting one here takes it away there
-//!   too, and its file is free. Without that, an app that was started during a build would hold the
-//!   disk for months.
+//! * Whoever makes a mount namespace of its own takes copies of the daemon's mounts along (a shim
+//!   does while it makes a container's root) and keeps them. So all build disks are mounted below a
+//!   mount that is *shared*: unmounting one here takes it away there too, and its file is free.
 //! * A file that is still mounted somewhere must never get a second loop device: two file systems
 //!   over one file destroy it. `mount` finds and reuses the device that a file already has.
 
@@ -135,6 +134,11 @@ impl Disk {
         usage.f_bavail * usage.f_frsize < 1 << 20 || usage.f_favail < 16
     }
 
+    /// Whether a next build would have little to work with.
+    pub fn is_crowded(&self) -> bool {
+        rustix::fs::statvfs(&self.root).is_ok_and(|usage| usage.f_bavail < usage.f_blocks / 4)
+    }
+
     pub async fn close(mut self) {
         let root = self.root.clone();
         for _ in 0..BUSY_MAX {
@@ -170,10 +174,7 @@ pub fn remove(state: &StateDir, app: AppId) -> io::Result<()> {
     let root = directory.join(app.to_string());
     if root.exists() {
         while unmount(&root, UnmountFlags::DETACH).is_ok() {}
-        fs::remove_dir(&root).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        })?;
+        files::remove_all(&root)?;
     }
     files::remove_all(&directory.join(format!("{app}.img")))
 }
@@ -231,10 +232,8 @@ fn unescaped(text: &str) -> String {
 fn remove_leftovers(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir(entry.path())?;
-        } else if entry.file_name().to_string_lossy().ends_with(".new") {
-            fs::remove_file(entry.path())?;
+        if entry.file_type()?.is_dir() || entry.file_name().to_string_lossy().ends_with(".new") {
+            files::remove_all(&entry.path())?;
         }
     }
     Ok(())

@@ -38,11 +38,11 @@ pub fn router(builder: Arc<Builder>) -> Router {
         .route("/{repo}/info/refs", get(advertise))
         .route("/{repo}/git-receive-pack", post(receive_pack))
         .route("/{repo}/git-upload-pack", post(upload_pack))
+        .route("/.well-known/status", get(status))
         .route_layer(axum::middleware::from_fn_with_state(
             builder.keys.clone(),
             daemon::auth::require_key,
         ))
-        .route("/.well-known/status", get(status))
         .with_state(builder)
 }
 

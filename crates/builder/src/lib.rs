@@ -262,9 +262,12 @@ impl Builder {
 
     /// Apps that were deleted while this host was down.
     async fn forget_unknown_apps(&self) {
-        let known = loop {
+        let (kept, known) = loop {
+            // What is kept first: an app that is created meanwhile must not seem unknown.
+            let mut kept = self.repos.apps().unwrap_or_default();
+            kept.extend(self.disks.apps().unwrap_or_default());
             match self.controller.app_ids().await {
-                Ok(known) => break known,
+                Ok(known) => break (kept, known),
                 Err(error) => tracing::debug!(%error, "the controller does not tell which apps there are"),
             }
             tokio::select! {
@@ -272,8 +275,6 @@ impl Builder {
                 _ = self.shutdown.cancelled() => return,
             }
         };
-        let mut kept = self.repos.apps().unwrap_or_default();
-        kept.extend(self.disks.apps().unwrap_or_default());
         for app in kept.into_iter().filter(|app| !known.contains(app)) {
             match forget(&self.state, app).await {
                 Ok(()) => tracing::info!(%app, "removed what was kept for an app that is gone"),

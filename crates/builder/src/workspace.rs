@@ -119,6 +119,7 @@ impl Workspace {
     pub fn prepare(&self, env: &BTreeMap<String, String>) -> io::Result<()> {
         fs::set_permissions(&self.root, Permissions::from_mode(0o700))?;
         self.discard()?;
+        files::create_private_dir(&self.trash())?;
         make_dir(&self.work(), 0o1777, Some(APP_ID))?;
         make_dir(&self.home(), 0o755, Some(APP_ID))?;
         make_dir(&self.env(), 0o755, None)?;
@@ -129,9 +130,16 @@ impl Workspace {
             make_dir(&self.layers(), 0o755, None)?;
         }
         for (name, value) in env.iter().filter(|(name, _)| is_file_name(name)) {
-            fs::write(self.env().join(name), value)?;
+            let file = self.env().join(name);
+            fs::write(&file, value)?;
+            give(&file)?;
         }
         Ok(())
+    }
+
+    /// Gives a file of the work directory to the user that builds run as.
+    pub fn give(&self, name: &str) -> io::Result<()> {
+        give(&self.work().join(name))
     }
 
     /// Clears the work of an attempt that has to be repeated.
@@ -151,23 +159,33 @@ impl Workspace {
     }
 
     /// Deletes what was thrown away, and gives its blocks back to the host's disk.
-    pub fn empty_trash(&self) {
-        if self.trash().exists() {
-            let emptied = files::remove_all(&self.trash()).map_err(anyhow::Error::from);
-            let trimmed =
-                emptied.and_then(|()| disk::run(std::process::Command::new("fstrim").arg(&self.root)));
-            if let Err(error) = trimmed {
-                tracing::warn!(error = format!("{error:#}"), "a build disk cannot be cleaned");
-            }
+    pub fn empty_trash(&self) -> anyhow::Result<()> {
+        let mut was_empty = true;
+        for entry in fs::read_dir(self.trash())? {
+            files::remove_all(&entry?.path())?;
+            was_empty = false;
+        }
+        match was_empty {
+            true => Ok(()),
+            false => disk::run(std::process::Command::new("fstrim").arg(&self.root)),
         }
     }
 
-    fn throw(&self, path: &Path) -> io::Result<()> {
-        if fs::symlink_metadata(path).is_ok() {
-            files::create_private_dir(&self.trash())?;
-            fs::rename(path, self.trash().join(uuid::Uuid::new_v4().to_string()))?;
+    /// Deletes what was kept for later builds, which only takes time to make again.
+    pub fn forget_kept(&self) -> anyhow::Result<()> {
+        for path in [self.cache(), self.layers(), self.root.join("layers.json")] {
+            self.throw(&path)?;
         }
-        Ok(())
+        self.empty_trash()
+    }
+
+    fn throw(&self, path: &Path) -> io::Result<()> {
+        if fs::symlink_metadata(path).is_err() {
+            return Ok(());
+        }
+        let moved = fs::rename(path, self.trash().join(uuid::Uuid::new_v4().to_string()));
+        // On a full disk even a name may be too much.
+        moved.or_else(|_| files::remove_all(path))
     }
 
     /// What the build wrote down about its result.
@@ -266,6 +284,12 @@ fn make_dir(path: &Path, mode: u32, owner: Option<u32>) -> io::Result<()> {
     }
 }
 
+/// To the user that builds run as, whatever this process's umask left.
+fn give(file: &Path) -> io::Result<()> {
+    fs::set_permissions(file, Permissions::from_mode(0o600))?;
+    chown(file, Some(APP_ID), Some(APP_ID))
+}
+
 /// A directory itself, no link to one.
 fn is_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
@@ -348,6 +372,7 @@ mod tests {
         workspace.adopt_layers(&outcome.layers).unwrap();
         workspace.discard().unwrap();
         assert!(!workspace.work().exists());
+        assert_eq!(fs::read_dir(workspace.trash()).unwrap().count(), 4);
     }
 
     #[test]

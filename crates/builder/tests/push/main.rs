@@ -129,6 +129,8 @@ async fn a_build_that_fails_leaves_everything_as_it_was_and_says_why() {
         ("fail", " !     Push rejected, failed to compile Test app."),
         ("memory", " !     Build ran out of memory (limit 2 GB)"),
         ("disk", " !     Build ran out of disk space (limit 64 MB)"),
+        // A cache that leaves no room is given up, or the app could never be built again.
+        ("hoard", " !     Build ran out of disk space (limit 64 MB)"),
     ] {
         checkout.commit(&[("behave", behave)]).await;
         let text = checkout.refused(&["push", &url, "main"]).await;
@@ -386,5 +388,82 @@ async fn large_and_shallow_pushes_and_left_out_files_arrive() {
     let source = format!("file://{}", checkout.path.display());
     shallow.ok(&["clone", "-q", "--depth", "1", &source, "."]).await;
     shallow.ok(&["push", &world.url("other"), "main"]).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packages_of_this_platforms_packs_are_added_and_no_others() {
+    let world = World::new().await;
+    let checkout = world.checkout("app");
+    checkout
+        .init(&[("Procfile", "web: x\n"), ("behave", "needs ruby")])
+        .await;
+    let text = checkout.ok(&["push", &world.url("shop"), "main"]).await;
+    let once = "remote: -----> Building shop...";
+    check_lines(
+        &text,
+        &[
+            once,
+            "remote: -----> Adding packages",
+            "remote:        adding ruby",
+            "Application deployed",
+        ],
+    );
+    assert_eq!(text.matches(once).count(), 1, "{text}");
+    let uris: Vec<_> = world.told(|told| {
+        told.artifacts
+            .iter()
+            .map(|artifact| {
+                artifact["uri"]
+                    .as_str()
+                    .unwrap()
+                    .split('/')
+                    .nth(4)
+                    .map(str::to_owned)
+            })
+            .collect()
+    });
+    assert_eq!(uris[..2], [Some("build".into()), Some("build".into())]);
+    let first = world.told(|told| {
+        told.artifacts
+            .iter()
+            .map(|artifact| artifact["uri"].to_string().len())
+            .collect::<Vec<_>>()
+    });
+    assert!(first[1] > first[0] + 60, "the second build has a layer more");
+    let other = world.checkout("other");
+    other
+        .init(&[("Procfile", "web: x\n"), ("behave", "needs nmap")])
+        .await;
+    let text = other.refused(&["push", &world.url("other"), "main"]).await;
+    check_lines(
+        &text,
+        &[r#"needs the Debian package "nmap", which no pack of this platform lists"#],
+    );
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_release_that_does_not_come_up_is_as_if_never_scaled() {
+    let world = World::new().await;
+    let checkout = world.checkout("app");
+    checkout.init(APP).await;
+    world.told(|told| told.web_fails = true);
+    let text = checkout.refused(&["push", &world.url("shop"), "main"]).await;
+    check_lines(
+        &text,
+        &[
+            "Scaling initial release",
+            "Error: no such module",
+            "did not come up: it exited with status 1",
+            "flynn env set",
+        ],
+    );
+    world.told(|told| told.web_fails = false);
+    let text = checkout.ok(&["push", &world.url("shop"), "main"]).await;
+    check_lines(&text, &["Scaling initial release to web=1", "https://shop.test/"]);
+    builder::forget(&world.state, world.fake.app).await.unwrap();
+    assert!(!exists_below(&world.state.repos(), &world.fake.app.to_string()));
+    assert!(!exists_below(&world.state.builds(), &world.fake.app.to_string()));
     world.end().await;
 }

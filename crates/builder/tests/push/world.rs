@@ -24,6 +24,19 @@ use types::{AppId, Exit, Uuid};
 
 pub const KEY: &str = "0123456789abcdef";
 
+/// Says what it does and makes a layer named by what it was asked for.
+const PACKAGE_LAYER: &str = r#"#!/bin/sh
+set -e
+[ "$1" = --base ]
+base=$2 layers=$3
+shift 3
+echo "adding $*"
+digest=$(echo "$base $*" | sha256sum | cut -d' ' -f1)
+mkdir -p "$layers"
+echo "$*" > "$layers/$digest.erofs"
+echo "$digest"
+"#;
+
 /// What the pretended controller has been told.
 #[derive(Default)]
 pub struct Told {
@@ -34,6 +47,7 @@ pub struct Told {
     pub formations: Vec<Value>,
     pub scaled: u32,
     pub deployment_fails: bool,
+    pub web_fails: bool,
 }
 
 #[derive(Clone)]
@@ -118,6 +132,10 @@ fn controller(fake: Fake) -> Router {
         .route("/apps/{app}/deployments", get(async || Json(json!([]))))
         .route("/apps/{app}/formations", get(async |State(fake): Shared| Json(json!(fake.told.lock().unwrap().formations))))
         .route(
+            "/apps/{app}/formations/{release}",
+            delete(async |State(fake): Shared| fake.told.lock().unwrap().formations.clear()),
+        )
+        .route(
             "/apps/{app}/scale/{release}",
             put(async |State(fake): Shared, At((_, release)): At<(String, String)>| {
                 let mut told = fake.told.lock().unwrap();
@@ -135,7 +153,8 @@ fn controller(fake: Fake) -> Router {
                 let told = fake.told.lock().unwrap();
                 let at = "2020-01-01T00:00:00Z";
                 Json(json!([{"uuid": Uuid::nil(), "id": "host0-x", "release": told.deployed.last(), "type": "web",
-                    "state": "up", "created_at": at, "updated_at": at}]))
+                    "state": if told.web_fails { "down" } else { "up" }, "exit": {"code": 1},
+                    "created_at": at, "updated_at": at}]))
             }),
         )
         .route(
@@ -214,8 +233,18 @@ impl Cage for FakeCage {
                 say("flynn: killed: out of memory");
                 return Ok(Exit::OutOfMemory);
             }
-            "disk" => {
-                let hog = std::fs::File::create(work.join("hog")).unwrap();
+            // Asks for a package the first time it is run.
+            "needs ruby" | "needs nmap" if !place("/cache").join("asked").exists() => {
+                std::fs::write(place("/cache").join("asked"), "").unwrap();
+                std::fs::create_dir(work.join("out.meta")).unwrap();
+                let package = behave.trim().strip_prefix("needs ").unwrap();
+                let needs = json!({"build": [package, "ruby"], "run": [package]});
+                std::fs::write(work.join("out.meta/needs.json"), needs.to_string()).unwrap();
+                return Ok(Exit::Code(75));
+            }
+            "disk" | "hoard" => {
+                let place = if behave == "disk" { work } else { place("/cache") };
+                let hog = std::fs::File::create(place.join("hog")).unwrap();
                 let chunk = vec![1u8; 1 << 20];
                 while std::io::Write::write_all(&mut &hog, &chunk).is_ok() {}
                 return Ok(Exit::Code(1));
@@ -238,7 +267,13 @@ impl Cage for FakeCage {
         std::fs::create_dir(work.join("out")).unwrap();
         std::fs::rename(&build, work.join("out/app")).unwrap();
         std::fs::create_dir(work.join("out.meta")).unwrap();
-        let result = json!({"buildpack": "Test", "process_types": types, "config_vars": {"SUGGESTED": "1"}});
+        let packages: &[&str] = if behave.starts_with("needs") {
+            &["ruby"]
+        } else {
+            &[]
+        };
+        let result = json!({"buildpack": "Test", "process_types": types, "config_vars": {"SUGGESTED": "1"},
+            "packages": packages});
         std::fs::write(work.join("out.meta/release.json"), result.to_string()).unwrap();
         Ok(Exit::Code(0))
     }
@@ -259,7 +294,15 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path().join("state"));
         std::fs::create_dir_all(state.root().join("images")).unwrap();
-        std::fs::create_dir_all(dir.path().join("packs")).unwrap();
+        std::fs::create_dir_all(dir.path().join("packs/ruby/bin")).unwrap();
+        std::fs::write(dir.path().join("packs/ruby/bin/packages"), "# compiled\nruby\n").unwrap();
+        let package_layer = dir.path().join("package-layer");
+        std::fs::write(&package_layer, PACKAGE_LAYER).unwrap();
+        std::fs::set_permissions(
+            &package_layer,
+            std::os::unix::fs::PermissionsExt::from_mode(0o700),
+        )
+        .unwrap();
         let layer = json!({"id": "ab".repeat(32), "length": 1, "hashes": {}});
         let stack =
             json!({"run": {"layers": [layer]}, "build": {"layers": [layer, layer]}, "recipe": "recipe"});
@@ -293,7 +336,7 @@ impl World {
             },
             keys: Keys::new([(KEY, Principal::User)]),
             buildpacks: dir.path().join("packs"),
-            package_layer: "/bin/false".into(),
+            package_layer,
             hook: env!("CARGO_BIN_EXE_builder-git-hook").into(),
             at_once: 1,
             memory_bytes: 2 << 30,
@@ -352,7 +395,8 @@ impl Drop for World {
     /// A test that failed leaves nothing either.
     fn drop(&mut self) {
         let builds = self.state.builds();
-        let quiet = |command: &mut std::process::Command| command.stderr(std::process::Stdio::null()).status();
+        let quiet =
+            |command: &mut std::process::Command| command.stderr(std::process::Stdio::null()).status();
         let _ = quiet(std::process::Command::new("umount").arg("-lR").arg(builds));
     }
 }
