@@ -10,7 +10,7 @@ use api::{
 use async_trait::async_trait;
 use bytes::BytesMut;
 use daemon::Shutdown;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use types::{AppId, Exit, HostId, JobState};
 
 use crate::output::{Output, Splitter};
@@ -19,6 +19,9 @@ use crate::output::{Output, Splitter};
 const META_RUN: &str = "flynn-builder.run";
 /// The end of a job is reported this soon after its process has ended, as a rule.
 const REPORT_MAX: Duration = Duration::from_secs(10);
+/// How long a killed job may take.
+const KILL_MAX: Duration = Duration::from_secs(3);
+const SIGKILL: u32 = 9;
 /// How long a stopped job may take: its grace of 30 s, and a little.
 const STOP_MAX: Duration = Duration::from_secs(40);
 
@@ -94,18 +97,18 @@ impl Cage for ControllerCage {
         let run = format!("{}/{}", self.instance, uuid::Uuid::new_v4());
         job.meta.insert(META_RUN.to_owned(), run.clone());
         let app = app.to_string();
-        let followed = tokio::select! {
-            followed = self.follow(&app, &job, each) => followed,
-            _ = stop.cancelled() => Err(CageError::Stopped),
+        let followed = self.follow(&app, &job, each, stop).await;
+        let patience = match &followed {
+            Ok(_) => REPORT_MAX,
+            Err(CageError::Stopped) => KILL_MAX,
+            // Nothing says that it ends by itself.
+            Err(CageError::Lost | CageError::NotStarted(_)) => Duration::ZERO,
         };
-        // The connection is closed by now, by which the controller stops a job that still runs; being
-        // told as well does not depend on how soon it notices.
-        if !matches!(followed, Ok(_) | Err(CageError::NotStarted(_))) {
+        let mut exit = self.wait_for_end(&app, &run, patience).await;
+        if exit.is_none() && !matches!(followed, Ok(_) | Err(CageError::NotStarted(_))) {
             self.stop(&app, &run).await;
+            exit = self.wait_for_end(&app, &run, STOP_MAX).await;
         }
-        let exit = self
-            .wait_for_end(&app, &run, if followed.is_ok() { REPORT_MAX } else { STOP_MAX })
-            .await;
         match (followed, exit) {
             (Ok(_), Some(exit)) => Ok(exit),
             (Ok(status), None) => Ok(Exit::Code(status)),
@@ -115,39 +118,62 @@ impl Cage for ControllerCage {
 }
 
 impl ControllerCage {
-    /// The status that the job ends with.
+    /// The status that the job ends with. When it is to stop it is killed through its own connection,
+    /// and read from to its end: a host waits for somebody to take what a job said last.
     async fn follow(
         &self,
         app: &str,
         job: &NewJob,
         each: &(dyn Fn(Vec<u8>) + Send + Sync),
+        stop: &Shutdown,
     ) -> Result<i32, CageError> {
-        let mut connection = self
-            .controller
-            .run_job_attached(app, job)
-            .await
-            .map_err(CageError::NotStarted)?;
+        let mut connection = tokio::select! {
+            connection = self.controller.run_job_attached(app, job) => connection.map_err(CageError::NotStarted)?,
+            _ = stop.cancelled() => return Err(CageError::Stopped),
+        };
         let mut buffer = BytesMut::with_capacity(64 << 10);
         let (mut stdout, mut stderr) = (Splitter::default(), Splitter::default());
-        let ended = loop {
-            match Frame::read(&mut buffer) {
-                Ok(Some(Frame::Data(Stream::Stdout, bytes))) => stdout.push(&bytes, each),
-                Ok(Some(Frame::Data(Stream::Stderr, bytes))) => stderr.push(&bytes, each),
-                Ok(Some(Frame::Exit(status))) => break Ok(status as i32),
-                Ok(Some(Frame::Error(text))) => {
-                    tracing::warn!(app, error = text, "an attached job was lost");
-                    break Err(CageError::Lost);
-                }
-                Ok(Some(_)) => {}
-                Ok(None) => match connection.read_buf(&mut buffer).await {
-                    Ok(0) | Err(_) => break Err(CageError::Lost),
-                    Ok(_) => {}
-                },
-                Err(error) => {
-                    tracing::error!(app, %error, "an attached job cannot be understood");
-                    break Err(CageError::Lost);
+        let reading = async {
+            let mut is_killed = false;
+            loop {
+                match Frame::read(&mut buffer) {
+                    Ok(Some(Frame::Data(Stream::Stdout, bytes))) => stdout.push(&bytes, each),
+                    Ok(Some(Frame::Data(Stream::Stderr, bytes))) => stderr.push(&bytes, each),
+                    Ok(Some(Frame::Exit(_))) if is_killed => return Err(CageError::Stopped),
+                    Ok(Some(Frame::Exit(status))) => return Ok(status as i32),
+                    Ok(Some(Frame::Error(text))) => {
+                        tracing::warn!(app, error = text, "an attached job was lost");
+                        return Err(CageError::Lost);
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) => {
+                        tokio::select! {
+                            read = connection.read_buf(&mut buffer) => {
+                                if !matches!(read, Ok(1..)) {
+                                    return Err(CageError::Lost);
+                                }
+                            }
+                            _ = stop.cancelled(), if !is_killed => {
+                                is_killed = true;
+                                let _ = connection.write_all(&Frame::Signal(SIGKILL).to_bytes()).await;
+                                let _ = connection.flush().await;
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!(app, %error, "an attached job cannot be understood");
+                        return Err(CageError::Lost);
+                    }
                 }
             }
+        };
+        let late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(KILL_MAX).await;
+        };
+        let ended = tokio::select! {
+            ended = reading => ended,
+            _ = late => Err(CageError::Stopped),
         };
         stdout.finish(each);
         stderr.finish(each);

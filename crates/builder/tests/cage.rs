@@ -19,7 +19,11 @@ use builder::{Cage, CageError, ControllerCage};
 use bytes::Bytes;
 use daemon::Shutdown;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpListener, sync::watch};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::watch,
+};
 use types::{AppId, Exit, Uuid};
 
 #[derive(Clone)]
@@ -69,7 +73,16 @@ async fn create(State(fake): State<Fake>, mut request: Request) -> Response {
         }
         connection.flush().await.unwrap();
         if fake.stays_open {
-            let _ = fake.stopped.subscribe().wait_for(|stopped| *stopped).await;
+            // Its end is told only to whoever kills it through the connection.
+            let mut killed = vec![0; Frame::Signal(9).to_bytes().len()];
+            connection.read_exact(&mut killed).await.unwrap();
+            assert_eq!(killed, Frame::Signal(9).to_bytes());
+            fake.stopped.send_replace(true);
+            let last = text(Stream::Stdout, "last words\n");
+            for frame in [last, Frame::Exit(137)] {
+                connection.write_all(&frame.to_bytes()).await.unwrap();
+            }
+            connection.flush().await.unwrap();
         }
     });
     let answer = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
@@ -149,11 +162,12 @@ async fn a_job_is_followed_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_job_is_stopped_with_the_wish_for_it() {
+async fn a_job_that_nobody_wants_any_more_is_killed_and_read_to_its_end() {
     let fake = Fake::new(&[text(Stream::Stdout, "working\n")], true, json!({"signal": 15}));
     let stopped = fake.stopped.clone();
-    let (_, ended) = run(fake, Some("working")).await;
+    let (said, ended) = run(fake, Some("working")).await;
     assert!(matches!(ended, Err(CageError::Stopped)), "{ended:?}");
+    assert_eq!(said, "working|last words|");
     assert!(*stopped.borrow());
 }
 
