@@ -9,9 +9,16 @@
 
 use crate::feed;
 use crate::sticky;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Asked for one key at a time, for each request; the order of its keys decides nothing.
+#[expect(
+    clippy::disallowed_types,
+    reason = "looked up, and never walked to decide anything"
+)]
+type ByName<T> = std::collections::HashMap<String, T>;
 
 /// Good for the table that it came from, and only for that.
 pub type BackendIndex = usize;
@@ -23,20 +30,20 @@ pub struct Table {
     pub domain: String,
     services: Vec<Service>,
     backends: Vec<Backend>,
-    /// By listener port, 0 being the usual ones. The maps are only ever asked for a key.
+    /// By listener port, 0 being the usual ones.
     http: BTreeMap<u16, Domains>,
     http_ports: BTreeMap<u16, HttpPort>,
     tcp: BTreeMap<u16, TcpRoute>,
     certificates: Vec<feed::Certificate>,
-    certificate_names: HashMap<String, usize>,
+    certificate_names: ByName<usize>,
     default_certificate: Option<usize>,
 }
 
 #[derive(Debug, Default)]
 struct Domains {
-    exact: HashMap<String, Vec<HttpRoute>>,
+    exact: ByName<Vec<HttpRoute>>,
     /// Without the `*.`.
-    wildcard: HashMap<String, Vec<HttpRoute>>,
+    wildcard: ByName<Vec<HttpRoute>>,
     any: Vec<HttpRoute>,
 }
 

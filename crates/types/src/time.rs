@@ -21,10 +21,11 @@ impl Timestamp {
     }
 
     /// The system's clock. For shells only: deciding code is given the time.
+    #[expect(clippy::disallowed_types, reason = "turns a clock's reading into a value, and reads no clock")]
     pub fn from_system(time: std::time::SystemTime) -> Self {
         match time.duration_since(std::time::UNIX_EPOCH) {
-            Ok(since) => Timestamp(since.as_micros() as i64),
-            Err(before) => Timestamp(-(before.duration().as_micros() as i64)),
+            Ok(since) => Timestamp(micros(since)),
+            Err(before) => Timestamp(-micros(before.duration())),
         }
     }
 
@@ -34,17 +35,22 @@ impl Timestamp {
     }
 }
 
+/// A duration may be longer than all of time; it must not turn negative for that.
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
 impl std::ops::Add<Duration> for Timestamp {
     type Output = Timestamp;
     fn add(self, duration: Duration) -> Timestamp {
-        Timestamp(self.0.saturating_add(duration.as_micros() as i64))
+        Timestamp(self.0.saturating_add(micros(duration)))
     }
 }
 
 impl std::ops::Sub<Duration> for Timestamp {
     type Output = Timestamp;
     fn sub(self, duration: Duration) -> Timestamp {
-        Timestamp(self.0.saturating_sub(duration.as_micros() as i64))
+        Timestamp(self.0.saturating_sub(micros(duration)))
     }
 }
 
@@ -97,5 +103,12 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_gives_no_negative_duration() {
         assert_eq!(Timestamp::from_micros(5).since(Timestamp::from_micros(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_duration_beyond_all_time_leads_to_its_end() {
+        let end = Timestamp::from_micros(i64::MAX);
+        assert_eq!(Timestamp::EPOCH + Duration::MAX, end);
+        assert_eq!((Timestamp::EPOCH - Duration::MAX).as_micros(), -i64::MAX);
     }
 }
