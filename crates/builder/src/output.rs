@@ -146,7 +146,7 @@ fn clean(mut line: Vec<u8>) -> Vec<u8> {
 pub fn size(bytes: u64) -> String {
     const GIB: u64 = 1 << 30;
     match bytes {
-        _ if bytes >= GIB && bytes % GIB == 0 => format!("{} GB", bytes / GIB),
+        _ if bytes >= GIB && bytes.is_multiple_of(GIB) => format!("{} GB", bytes / GIB),
         _ if bytes >= 10 * GIB => format!("{} GB", bytes / GIB),
         _ => format!("{} MB", bytes >> 20),
     }

@@ -175,7 +175,7 @@ async fn limits_are_what_was_asked_for_or_what_the_host_permits() {
         .await;
     let mut lines = output.lines();
     let files: u64 = lines.next().unwrap().parse().unwrap();
-    assert!(files >= 1024 && files <= 1 << 20);
+    assert!((1024..=1 << 20).contains(&files));
     assert_eq!(lines.next(), Some("67108864"));
 }
 

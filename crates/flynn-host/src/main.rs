@@ -94,7 +94,8 @@ enum Command {
     /// Send a signal to a job
     Signal { id: String, signal: String },
     /// Print the `flynn cluster add` command for this cluster
-    CliAddCommand,
+    #[command(name = "cli-add-command")]
+    CliAdd,
     /// Print the version
     Version,
     /// Stop all jobs of this host and remove its network, as before an uninstallation
@@ -148,7 +149,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
             Command::Stop { ids } => operate::stop(&config, &ids).await,
             Command::Signal { id, signal } => operate::signal(&config, &id, &signal).await,
-            Command::CliAddCommand => operate::cli_add_command(&config),
+            Command::CliAdd => operate::cli_add_command(&config),
             Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
             Command::Version | Command::GitHook => unreachable!("handled before the configuration is read"),
         }

@@ -128,7 +128,7 @@ pub fn runs_program(pid: Pid, part: &str) -> bool {
     let Ok(command) = std::fs::read(path) else { return false };
     let arguments: Vec<_> = command.split(|byte| *byte == 0).collect();
     let is_ours = arguments.first().is_some_and(|program| program.ends_with(b"flynn-host"));
-    is_ours && arguments.iter().any(|argument| *argument == part.as_bytes())
+    is_ours && arguments.contains(&part.as_bytes())
 }
 
 fn write_pid(path: &Path) -> Result<()> {

@@ -10,6 +10,10 @@ use types::{
 };
 
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a large plan is nearly all jobs to create; a box would be one more allocation for each"
+)]
 pub enum Action {
     /// Insert this row. It is pending; a `PlaceJob` follows if there is a host for it.
     CreateJob {

@@ -394,7 +394,7 @@ async fn watch_leadership(raft: Raft, leads: watch::Sender<bool>) {
             (metrics.state == ServerState::Leader).then_some(metrics.vote.leader_id)
         };
         if elected != ready {
-            leads.send_if_modified(|leads| std::mem::take(leads));
+            leads.send_if_modified(std::mem::take);
             ready = None;
         }
         if elected.is_some() && ready.is_none() {

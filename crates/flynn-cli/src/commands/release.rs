@@ -138,7 +138,7 @@ async fn find(context: &Context, id: Option<ReleaseId>) -> Result<Release> {
     let Some(id) = id else {
         return context.release().await;
     };
-    Ok(context
+    context
         .controller()?
         .release(id)
         .await
@@ -146,7 +146,7 @@ async fn find(context: &Context, id: Option<ReleaseId>) -> Result<Release> {
             true => Failure::new(format!("release {id} not found"))
                 .with_hint("`flynn release` lists the app's releases"),
             false => error.into(),
-        })?)
+        })
 }
 
 async fn show(context: &Context, id: Option<ReleaseId>, as_json: bool) -> Result<()> {

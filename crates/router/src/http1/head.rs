@@ -230,15 +230,10 @@ pub fn parse_whole_request_head<'s, 'b>(
     for header in headers {
         // A name that ends in a space, and folded lines, were refused by the parser.
         match field(header.name) {
-            Field::Host => {
-                if host.replace(header.value).is_some() {
-                    return Err(Refused::Malformed("There is more than one Host."));
-                }
-            }
+            Field::Host => set_once(&mut host, header.value, "There is more than one Host.")?,
             Field::ContentLength => {
-                if length.replace(content_length(header.value)?).is_some() {
-                    return Err(Refused::Malformed("There is more than one Content-Length."));
-                }
+                let value = content_length(header.value)?;
+                set_once(&mut length, value, "There is more than one Content-Length.")?;
             }
             Field::TransferEncoding => {
                 if is_chunked {
@@ -294,6 +289,14 @@ pub fn parse_whole_request_head<'s, 'b>(
         has_connection_names: connection.has_names,
         headers,
     })
+}
+
+/// Fields that say where a message goes or ends may not be said twice, not even alike.
+fn set_once<T>(place: &mut Option<T>, value: T, twice: &'static str) -> Result<(), Refused> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Refused::Malformed(twice)),
+    }
 }
 
 /// What the `Connection` fields say.

@@ -10,7 +10,8 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "the environment names the seed to run again"
+    clippy::disallowed_macros,
+    reason = "the environment names the seed to run again, and a failure prints it"
 )]
 
 #[path = "../common/mod.rs"]

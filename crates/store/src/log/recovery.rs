@@ -89,16 +89,16 @@ pub(crate) fn recover(directory: &Path) -> Result<Index, LogDamage> {
         index.purged = first.previous;
         index.last = first.previous;
     }
-    let mut wanted_sequence = found.front().map_or(0, |(first, ..)| first.sequence);
+    let first_sequence = found.front().map_or(0, |(first, ..)| first.sequence);
     let count = found.len();
     for (position, (header, file, path)) in found.into_iter().enumerate() {
+        let wanted_sequence = first_sequence + position as u64;
         if header.sequence != wanted_sequence {
             return Err(LogDamage::Missing {
                 wanted: wanted_sequence,
                 path,
             });
         }
-        wanted_sequence += 1;
         if header.previous != index.last {
             return Err(LogDamage::Discontinuous {
                 path,

@@ -374,7 +374,10 @@ impl Run {
                         Reply::WaitingForAttach
                     }
                     // Answered when the program runs, or does not.
-                    _ => return Ok(self.go()),
+                    _ => {
+                        self.go();
+                        return Ok(());
+                    }
                 }
             }
             Request::State => Reply::State(State {
@@ -410,7 +413,10 @@ impl Run {
                 }
                 return Ok(());
             }
-            Request::Wait => return Ok(self.session.wait_for_exit(client)),
+            Request::Wait => {
+                self.session.wait_for_exit(client);
+                return Ok(());
+            }
             Request::Start | Request::Exec(_) => Reply::Refused {
                 error: "not on this socket, or not now".into(),
             },

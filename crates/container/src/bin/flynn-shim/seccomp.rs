@@ -216,7 +216,7 @@ impl Filter {
             instruction(LOAD, NUMBER_AT, 0, 0),
         ];
         search(&ranges, &mut program);
-        debug_assert!(X32_BIT > NUMBER_MAX);
+        const { assert!(X32_BIT > NUMBER_MAX) };
         Filter(program)
     }
 
