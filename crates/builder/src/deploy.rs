@@ -258,12 +258,20 @@ impl Deploying<'_> {
         if deployment.status == DeploymentStatus::Complete {
             return Ok(());
         }
-        let why = if deployment.error.is_empty() {
-            "it did not come up".to_owned()
+        // The controller's words: one line, and the end of the log below it where it had read one.
+        let (why, log) = deployment
+            .error
+            .split_once('\n')
+            .unwrap_or((&deployment.error, ""));
+        match log.is_empty() {
+            true => self.show_log_of_failed().await,
+            false => log.lines().for_each(|line| self.out.detail(line)),
+        }
+        let why = if why.is_empty() {
+            "it did not come up"
         } else {
-            deployment.error.clone()
+            why.trim_end_matches('.')
         };
-        self.show_log_of_failed().await;
         let mut lines = vec![format!("Deploy failed: {why}.")];
         lines.push(match deployment.old_release {
             Some(_) => "The release before it keeps running.".into(),

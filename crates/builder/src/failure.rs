@@ -38,7 +38,10 @@ impl Failure {
 
     pub fn tell(&self, out: &Output) {
         match self {
-            Failure::Refused(lines) => lines.iter().for_each(|line| out.warn(line)),
+            Failure::Refused(lines) => lines
+                .iter()
+                .flat_map(|text| text.lines())
+                .for_each(|line| out.warn(line)),
             Failure::Cancelled => {}
             Failure::Stopping => {
                 out.warn("The platform is restarting; the build was stopped.");
