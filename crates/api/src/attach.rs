@@ -101,12 +101,18 @@ impl Frame {
     /// Takes one frame off the front of `input`; `None` until a whole one is there.
     pub fn read(input: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
         let head = |at: usize| -> Option<u32> {
-            input.get(at..at + 4).map(|b| u32::from_be_bytes(b.try_into().expect("four bytes")))
+            input
+                .get(at..at + 4)
+                .map(|b| u32::from_be_bytes(b.try_into().expect("four bytes")))
         };
-        let Some(kind) = input.first().copied() else { return Ok(None) };
+        let Some(kind) = input.first().copied() else {
+            return Ok(None);
+        };
         let frame = match kind {
             DATA => {
-                let Some(length) = head(2).map(|n| n as usize) else { return Ok(None) };
+                let Some(length) = head(2).map(|n| n as usize) else {
+                    return Ok(None);
+                };
                 if length > FRAME_BYTES_MAX {
                     return Err(FrameError::TooLong(length));
                 }
@@ -124,7 +130,9 @@ impl Frame {
                 return Ok(Some(Frame::Data(stream, input.split_to(length).freeze())));
             }
             ERROR => {
-                let Some(length) = head(1).map(|n| n as usize) else { return Ok(None) };
+                let Some(length) = head(1).map(|n| n as usize) else {
+                    return Ok(None);
+                };
                 if length > FRAME_BYTES_MAX {
                     return Err(FrameError::TooLong(length));
                 }
@@ -132,13 +140,16 @@ impl Frame {
                     return Ok(None);
                 }
                 input.advance(5);
-                return Ok(Some(Frame::Error(String::from_utf8_lossy(&input.split_to(length)).into_owned())));
+                return Ok(Some(Frame::Error(
+                    String::from_utf8_lossy(&input.split_to(length)).into_owned(),
+                )));
             }
             SIGNAL => head(1).map(Frame::Signal),
             EXIT => head(1).map(Frame::Exit),
-            RESIZE => {
-                head(1).map(|both| Frame::Resize { height: (both >> 16) as u16, width: both as u16 })
-            }
+            RESIZE => head(1).map(|both| Frame::Resize {
+                height: (both >> 16) as u16,
+                width: both as u16,
+            }),
             other => return Err(FrameError::UnknownType(other)),
         };
         if frame.is_some() {
@@ -158,7 +169,10 @@ mod tests {
             Frame::Data(Stream::Stdout, Bytes::from_static(b"hello")),
             Frame::Data(Stream::Stdin, Bytes::new()),
             Frame::Signal(15),
-            Frame::Resize { height: 24, width: 80 },
+            Frame::Resize {
+                height: 24,
+                width: 80,
+            },
             Frame::Error("no such job".into()),
             Frame::Exit(3),
         ];
@@ -176,7 +190,12 @@ mod tests {
 
     #[test]
     fn what_is_no_frame_is_refused() {
-        for bytes in [&[9u8][..], &[3, 7, 0, 0, 0, 0], &[3, 1, 255, 255, 255, 255], &[2, 255, 255, 255, 255]] {
+        for bytes in [
+            &[9u8][..],
+            &[3, 7, 0, 0, 0, 0],
+            &[3, 1, 255, 255, 255, 255],
+            &[2, 255, 255, 255, 255],
+        ] {
             assert!(Frame::read(&mut BytesMut::from(bytes)).is_err(), "{bytes:?}");
         }
     }

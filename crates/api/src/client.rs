@@ -57,7 +57,12 @@ pub enum ClientError {
     #[error("the key was not accepted by {url}")]
     Unauthorized { url: String },
     #[error("{method} {path}: the server answered {status}{}", if body.is_empty() { String::new() } else { format!(": {body}") })]
-    Status { method: Method, path: String, status: u16, body: String },
+    Status {
+        method: Method,
+        path: String,
+        status: u16,
+        body: String,
+    },
     #[error("cannot reach {url}: {reason}")]
     Unreachable { url: String, reason: String },
     #[error("the connection to {url} broke: {reason}")]
@@ -114,21 +119,26 @@ impl Client {
             return Err(ClientError::BadUrl(base.into()));
         }
         let tls = match uri.scheme_str() {
-            Some("https") => {
-                Some(tokio_rustls::TlsConnector::from(Arc::new(tls::client_config(&endpoint.trust)?)))
-            }
+            Some("https") => Some(tokio_rustls::TlsConnector::from(Arc::new(tls::client_config(
+                &endpoint.trust,
+            )?))),
             _ => None,
         };
         let authorization = (!endpoint.key.is_empty()).then(|| {
             let token = BASE64_STANDARD.encode(format!(":{}", endpoint.key));
-            let mut value = HeaderValue::from_str(&format!("Basic {token}")).expect("base64 is a header value");
+            let mut value =
+                HeaderValue::from_str(&format!("Basic {token}")).expect("base64 is a header value");
             value.set_sensitive(true);
             value
         });
         let pool = Pool::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .build(Connector { tls });
-        Ok(Client { base: base.into(), authorization, pool })
+        Ok(Client {
+            base: base.into(),
+            authorization,
+            pool,
+        })
     }
 
     pub fn url(&self) -> &str {
@@ -139,11 +149,19 @@ impl Client {
         self.json(Method::GET, path, None::<&()>).await
     }
 
-    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         self.json(Method::POST, path, Some(body)).await
     }
 
-    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         self.json(Method::PUT, path, Some(body)).await
     }
 
@@ -154,7 +172,9 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<(), ClientError> {
-        let response = self.call(method, path, json_body(body), "application/json").await?;
+        let response = self
+            .call(method, path, json_body(body), "application/json")
+            .await?;
         let _ = self.read(response).await?;
         Ok(())
     }
@@ -169,7 +189,9 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        let response = self.call(method, path, json_body(body), "application/json").await?;
+        let response = self
+            .call(method, path, json_body(body), "application/json")
+            .await?;
         let bytes = self.read(response).await?;
         serde_json::from_slice(&bytes).map_err(|error| self.bad_answer(error))
     }
@@ -196,7 +218,9 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<BoxStream<'static, Result<T, ClientError>>, ClientError> {
-        let response = self.call(Method::GET, path, empty_body(), "text/event-stream").await?;
+        let response = self
+            .call(Method::GET, path, empty_body(), "text/event-stream")
+            .await?;
         let state = (response.into_body(), sse::Parser::default(), self.clone(), false);
         let stream = futures::stream::unfold(state, |(mut body, mut parser, client, ended)| async move {
             if ended {
@@ -225,7 +249,10 @@ impl Client {
                     }
                     Err(error) => {
                         let url = client.base.to_string();
-                        let broken = ClientError::Broken { url, reason: error.to_string() };
+                        let broken = ClientError::Broken {
+                            url,
+                            reason: error.to_string(),
+                        };
                         return Some((Err(broken), (body, parser, client, true)));
                     }
                 }
@@ -241,17 +268,27 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<TokioIo<hyper::upgrade::Upgraded>, ClientError> {
         let mut request = self.request(Method::POST, path, json_body(Some(body)), "application/json")?;
-        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(attach::PROTOCOL));
-        let response = self.pool.request(request).await.map_err(|error| self.unreachable(error))?;
+        request
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        request
+            .headers_mut()
+            .insert(header::UPGRADE, HeaderValue::from_static(attach::PROTOCOL));
+        let response = self
+            .pool
+            .request(request)
+            .await
+            .map_err(|error| self.unreachable(error))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let error = self.failure(Method::POST, path, response).await;
             return Err(error);
         }
-        let upgraded = hyper::upgrade::on(response).await.map_err(|error| ClientError::Broken {
-            url: self.base.to_string(),
-            reason: error.to_string(),
-        })?;
+        let upgraded = hyper::upgrade::on(response)
+            .await
+            .map_err(|error| ClientError::Broken {
+                url: self.base.to_string(),
+                reason: error.to_string(),
+            })?;
         Ok(TokioIo::new(upgraded))
     }
 
@@ -271,7 +308,9 @@ impl Client {
         if let Some(value) = &self.authorization {
             builder = builder.header(header::AUTHORIZATION, value.clone());
         }
-        builder.body(body).map_err(|_| ClientError::BadUrl(format!("{}{path}", self.base)))
+        builder
+            .body(body)
+            .map_err(|_| ClientError::BadUrl(format!("{}{path}", self.base)))
     }
 
     async fn call(
@@ -282,7 +321,11 @@ impl Client {
         accept: &'static str,
     ) -> Result<Response<Incoming>, ClientError> {
         let request = self.request(method.clone(), path, body, accept)?;
-        let response = self.pool.request(request).await.map_err(|error| self.unreachable(error))?;
+        let response = self
+            .pool
+            .request(request)
+            .await
+            .map_err(|error| self.unreachable(error))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -300,19 +343,38 @@ impl Client {
         }
         match status {
             StatusCode::NOT_FOUND => ClientError::NotFound,
-            StatusCode::UNAUTHORIZED => ClientError::Unauthorized { url: self.base.to_string() },
+            StatusCode::UNAUTHORIZED => ClientError::Unauthorized {
+                url: self.base.to_string(),
+            },
             _ => {
                 let text = String::from_utf8_lossy(&body);
-                let body = text.lines().next().unwrap_or_default().chars().take(200).collect();
-                ClientError::Status { method, path: path.to_owned(), status: status.as_u16(), body }
+                let body = text
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .chars()
+                    .take(200)
+                    .collect();
+                ClientError::Status {
+                    method,
+                    path: path.to_owned(),
+                    status: status.as_u16(),
+                    body,
+                }
             }
         }
     }
 
     async fn read(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
-        match Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await {
+        match Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+        {
             Ok(body) => Ok(body.to_bytes()),
-            Err(error) => Err(ClientError::Broken { url: self.base.to_string(), reason: error.to_string() }),
+            Err(error) => Err(ClientError::Broken {
+                url: self.base.to_string(),
+                reason: error.to_string(),
+            }),
         }
     }
 
@@ -336,7 +398,10 @@ impl Client {
     }
 
     fn bad_answer(&self, error: impl std::fmt::Display) -> ClientError {
-        ClientError::BadAnswer { url: self.base.to_string(), reason: error.to_string() }
+        ClientError::BadAnswer {
+            url: self.base.to_string(),
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -344,7 +409,9 @@ fn json_body(body: Option<&impl Serialize>) -> StreamBody {
     match body {
         Some(body) => {
             let bytes = serde_json::to_vec(body).expect("API values always serialise");
-            Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
+            Full::new(Bytes::from(bytes))
+                .map_err(|never| match never {})
+                .boxed()
         }
         None => empty_body(),
     }
@@ -408,7 +475,9 @@ impl tower::Service<Uri> for Connector {
             let open = async {
                 let stream = connect(&host, port).await?;
                 stream.set_nodelay(true)?;
-                let Some(tls) = tls else { return Ok(TokioIo::new(Transport::Plain(stream))) };
+                let Some(tls) = tls else {
+                    return Ok(TokioIo::new(Transport::Plain(stream)));
+                };
                 let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
                 let name = rustls::pki_types::ServerName::try_from(name).map_err(std::io::Error::other)?;
                 let stream = tls.connect(name, stream).await?;

@@ -27,7 +27,9 @@ pub struct Controller {
 
 impl Controller {
     pub fn new(endpoint: &Endpoint) -> Result<Controller> {
-        Ok(Controller { client: Client::new(endpoint)? })
+        Ok(Controller {
+            client: Client::new(endpoint)?,
+        })
     }
 
     /// For paths that have no method here.
@@ -65,7 +67,9 @@ impl Controller {
 
     /// Replaces the metadata, which may thereby become empty.
     pub async fn update_app_meta(&self, app: &str, update: &wire::AppUpdate) -> Result<App> {
-        self.client.post(&format!("/apps/{}/meta", escape(app)), update).await
+        self.client
+            .post(&format!("/apps/{}/meta", escape(app)), update)
+            .await
     }
 
     /// Begins the deletion, which ends with an `app_deletion` event.
@@ -101,21 +105,32 @@ impl Controller {
     }
 
     pub async fn set_app_release(&self, app: &str, id: ReleaseId) -> Result<Release> {
-        self.client.put(&format!("/apps/{}/release", escape(app)), &wire::ReleaseRef { id }).await
+        self.client
+            .put(
+                &format!("/apps/{}/release", escape(app)),
+                &wire::ReleaseRef { id },
+            )
+            .await
     }
 
     pub async fn delete_release(&self, app: &str, id: ReleaseId) -> Result<()> {
-        self.client.delete(&format!("/apps/{}/releases/{id}", escape(app))).await
+        self.client
+            .delete(&format!("/apps/{}/releases/{id}", escape(app)))
+            .await
     }
 
     // Formations, scale, deployments
 
     pub async fn formation(&self, app: &str, release: ReleaseId) -> Result<Formation> {
-        self.client.get(&format!("/apps/{}/formations/{release}", escape(app))).await
+        self.client
+            .get(&format!("/apps/{}/formations/{release}", escape(app)))
+            .await
     }
 
     pub async fn formations(&self, app: &str) -> Result<Vec<Formation>> {
-        self.client.get(&format!("/apps/{}/formations", escape(app))).await
+        self.client
+            .get(&format!("/apps/{}/formations", escape(app)))
+            .await
     }
 
     pub async fn scale(
@@ -124,15 +139,21 @@ impl Controller {
         release: ReleaseId,
         request: &wire::NewScaleRequest,
     ) -> Result<ScaleRequest> {
-        self.client.put(&format!("/apps/{}/scale/{release}", escape(app)), request).await
+        self.client
+            .put(&format!("/apps/{}/scale/{release}", escape(app)), request)
+            .await
     }
 
     pub async fn deploy(&self, app: &str, id: ReleaseId) -> Result<Deployment> {
-        self.client.post(&format!("/apps/{}/deploy", escape(app)), &wire::ReleaseRef { id }).await
+        self.client
+            .post(&format!("/apps/{}/deploy", escape(app)), &wire::ReleaseRef { id })
+            .await
     }
 
     pub async fn deployments(&self, app: &str) -> Result<Vec<Deployment>> {
-        self.client.get(&format!("/apps/{}/deployments", escape(app))).await
+        self.client
+            .get(&format!("/apps/{}/deployments", escape(app)))
+            .await
     }
 
     pub async fn deployment(&self, id: types::DeploymentId) -> Result<Deployment> {
@@ -146,23 +167,33 @@ impl Controller {
     }
 
     pub async fn job(&self, app: &str, job: &str) -> Result<wire::Job> {
-        self.client.get(&format!("/apps/{}/jobs/{}", escape(app), escape(job))).await
+        self.client
+            .get(&format!("/apps/{}/jobs/{}", escape(app), escape(job)))
+            .await
     }
 
     pub async fn run_job(&self, app: &str, job: &wire::NewJob) -> Result<wire::Job> {
-        self.client.post(&format!("/apps/{}/jobs", escape(app)), job).await
+        self.client
+            .post(&format!("/apps/{}/jobs", escape(app)), job)
+            .await
     }
 
     pub async fn run_job_attached(&self, app: &str, job: &wire::NewJob) -> Result<Attached> {
-        self.client.attach(&format!("/apps/{}/jobs", escape(app)), job).await
+        self.client
+            .attach(&format!("/apps/{}/jobs", escape(app)), job)
+            .await
     }
 
     pub async fn exec(&self, app: &str, job: &str, exec: &wire::NewExec) -> Result<Attached> {
-        self.client.attach(&format!("/apps/{}/jobs/{}/exec", escape(app), escape(job)), exec).await
+        self.client
+            .attach(&format!("/apps/{}/jobs/{}/exec", escape(app), escape(job)), exec)
+            .await
     }
 
     pub async fn stop_job(&self, app: &str, job: &str) -> Result<()> {
-        self.client.delete(&format!("/apps/{}/jobs/{}", escape(app), escape(job))).await
+        self.client
+            .delete(&format!("/apps/{}/jobs/{}", escape(app), escape(job)))
+            .await
     }
 
     // Routes
@@ -177,19 +208,27 @@ impl Controller {
 
     /// `id` is `http/UUID` or `tcp/UUID`.
     pub async fn route(&self, app: &str, id: &str) -> Result<wire::RouteView> {
-        self.client.get(&format!("/apps/{}/routes/{id}", escape(app))).await
+        self.client
+            .get(&format!("/apps/{}/routes/{id}", escape(app)))
+            .await
     }
 
     pub async fn create_route(&self, app: &str, route: &wire::NewRoute) -> Result<wire::RouteView> {
-        self.client.post(&format!("/apps/{}/routes", escape(app)), route).await
+        self.client
+            .post(&format!("/apps/{}/routes", escape(app)), route)
+            .await
     }
 
     pub async fn update_route(&self, app: &str, id: &str, route: &wire::NewRoute) -> Result<wire::RouteView> {
-        self.client.put(&format!("/apps/{}/routes/{id}", escape(app)), route).await
+        self.client
+            .put(&format!("/apps/{}/routes/{id}", escape(app)), route)
+            .await
     }
 
     pub async fn delete_route(&self, app: &str, id: &str) -> Result<()> {
-        self.client.delete(&format!("/apps/{}/routes/{id}", escape(app))).await
+        self.client
+            .delete(&format!("/apps/{}/routes/{id}", escape(app)))
+            .await
     }
 
     // Events and logs
@@ -236,17 +275,27 @@ impl Controller {
                 parameters.push(format!("{name}={}", escape(value)));
             }
         }
-        self.client.events(&format!("/apps/{}/log?{}", escape(app), parameters.join("&"))).await
+        self.client
+            .events(&format!("/apps/{}/log?{}", escape(app), parameters.join("&")))
+            .await
     }
 
     // Between the platform's own parts
 
     pub async fn report_host(&self, host: &HostId, report: &HostReport) -> Result<()> {
-        self.client.send(http::Method::PUT, &format!("/internal/hosts/{host}"), Some(report)).await
+        self.client
+            .send(
+                http::Method::PUT,
+                &format!("/internal/hosts/{host}"),
+                Some(report),
+            )
+            .await
     }
 
     pub async fn assignments(&self, host: &HostId) -> Result<BoxStream<'static, Result<Assignment>>> {
-        self.client.events(&format!("/internal/hosts/{host}/assignments")).await
+        self.client
+            .events(&format!("/internal/hosts/{host}/assignments"))
+            .await
     }
 
     /// Answers 404 for a job that the controller does not know: the host may forget it.

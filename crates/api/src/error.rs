@@ -71,7 +71,13 @@ pub struct Error {
 impl Error {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         let retry = matches!(code, Code::ServiceUnavailable | Code::Ratelimited);
-        Error { code, message: message.into(), detail: None, hint: String::new(), retry }
+        Error {
+            code,
+            message: message.into(),
+            detail: None,
+            hint: String::new(),
+            retry,
+        }
     }
 
     /// A plain "not found", which the controller answers as 404 with an empty body.
@@ -109,4 +115,3 @@ impl From<types::NameError> for Error {
         Error::validation(error.field, error.reason)
     }
 }
-

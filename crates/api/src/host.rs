@@ -38,7 +38,10 @@ impl HostJob {
     pub const FORMATION: &str = "flynn-controller.formation";
 
     pub fn job_id(&self) -> Option<JobId> {
-        self.id.parse::<types::JobRef>().ok().map(|reference| reference.job)
+        self.id
+            .parse::<types::JobRef>()
+            .ok()
+            .map(|reference| reference.job)
     }
 }
 
@@ -231,9 +234,14 @@ pub enum ReportedState {
     Up,
     /// Up, but its last health checks failed.
     Unhealthy,
-    Down { exit: Exit },
+    Down {
+        exit: Exit,
+    },
     /// The host stopped it since it never became healthy, then it went down.
-    NeverHealthy { why: String, exit: Exit },
+    NeverHealthy {
+        why: String,
+        exit: Exit,
+    },
 }
 
 /// `POST /internal/routers/:router`: which table a router serves by and what it still has in flight

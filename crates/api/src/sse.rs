@@ -72,7 +72,8 @@ impl Parser {
                     self.data.push(b'\n');
                 }
                 self.has_data = true;
-                self.data.extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
+                self.data
+                    .extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
             } else if let Some(event) = line.strip_prefix(b"event:") {
                 self.is_error = event.trim_ascii() == b"error";
             }
@@ -80,7 +81,11 @@ impl Parser {
                 return Err(TooLong);
             }
         }
-        if self.buffer.len() > EVENT_BYTES_MAX { Err(TooLong) } else { Ok(None) }
+        if self.buffer.len() > EVENT_BYTES_MAX {
+            Err(TooLong)
+        } else {
+            Ok(None)
+        }
     }
 }
 
@@ -94,8 +99,14 @@ mod tests {
         for byte in b":\ndata: {\"a\":1}\n\n:\n:\nevent: error\ndata: gone\n\ndata: x" {
             parser.push(&[*byte]);
         }
-        assert_eq!(parser.next_message().unwrap(), Some(Message::Data(Bytes::from_static(b"{\"a\":1}"))));
-        assert_eq!(parser.next_message().unwrap(), Some(Message::Error("gone".into())));
+        assert_eq!(
+            parser.next_message().unwrap(),
+            Some(Message::Data(Bytes::from_static(b"{\"a\":1}")))
+        );
+        assert_eq!(
+            parser.next_message().unwrap(),
+            Some(Message::Error("gone".into()))
+        );
         assert_eq!(parser.next_message().unwrap(), None);
     }
 }

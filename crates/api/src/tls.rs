@@ -40,7 +40,9 @@ pub fn pin(certificate: &CertificateDer<'_>) -> String {
 
 /// The pin of the first certificate in a PEM text.
 pub fn pin_of_pem(pem: &str) -> Option<String> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|certificate| pin(&certificate))
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .ok()
+        .map(|certificate| pin(&certificate))
 }
 
 pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
@@ -50,7 +52,10 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
         .expect("ring has the default protocol versions");
     let roots = match trust {
         Trust::Pin(text) => {
-            let bytes = BASE64_STANDARD.decode(text).ok().filter(|bytes| bytes.len() == 32);
+            let bytes = BASE64_STANDARD
+                .decode(text)
+                .ok()
+                .filter(|bytes| bytes.len() == 32);
             let pin = bytes.ok_or_else(|| TrustError::BadPin(text.clone()))?;
             let verifier = Arc::new(PinVerifier { pin, provider });
             return Ok(builder
@@ -61,7 +66,8 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
         Trust::Authorities(pem) => roots_of(pem.as_bytes(), "the given authorities")?,
         Trust::System => {
             let path = std::env::var("SSL_CERT_FILE").unwrap_or_else(|_| SYSTEM_BUNDLE.to_owned());
-            let pem = std::fs::read(Path::new(&path)).map_err(|_| TrustError::NoCertificates(path.clone()))?;
+            let pem =
+                std::fs::read(Path::new(&path)).map_err(|_| TrustError::NoCertificates(path.clone()))?;
             roots_of(&pem, &path)?
         }
     };
@@ -71,7 +77,11 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
 fn roots_of(pem: &[u8], source: &str) -> Result<RootCertStore, TrustError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).flatten());
-    if roots.is_empty() { Err(TrustError::NoCertificates(source.to_owned())) } else { Ok(roots) }
+    if roots.is_empty() {
+        Err(TrustError::NoCertificates(source.to_owned()))
+    } else {
+        Ok(roots)
+    }
 }
 
 /// Accepts one certificate, whatever name, authority and dates it has. The handshake's signature is
@@ -94,7 +104,9 @@ impl ServerCertVerifier for PinVerifier {
         if Sha256::digest(end_entity).as_slice() == self.pin {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(rustls::Error::General("the server's certificate is not the pinned one".into()))
+            Err(rustls::Error::General(
+                "the server's certificate is not the pinned one".into(),
+            ))
         }
     }
 
@@ -127,6 +139,8 @@ impl ServerCertVerifier for PinVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

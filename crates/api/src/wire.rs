@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use types::{
-    App, AppId, Artifact, ArtifactId, CertificateId, Deployment, DeploymentId, Exit, Formation, HostId, JobId,
-    JobState, Mount, ProcessType, Processes, Release, ReleaseId, Resources, Route, RouteKind, ScaleRequest,
-    Strategy, Tags, Timestamp,
+    App, AppId, Artifact, ArtifactId, CertificateId, Deployment, DeploymentId, Exit, Formation, HostId,
+    JobId, JobState, Mount, ProcessType, Processes, Release, ReleaseId, Resources, Route, RouteKind,
+    ScaleRequest, Strategy, Tags, Timestamp,
 };
 
 /// `POST /apps`. Everything may be left out; an empty name is replaced by a random one.
@@ -117,7 +117,12 @@ pub struct ExpandedFormation {
 }
 
 impl ExpandedFormation {
-    pub fn of(app: Arc<App>, release: Arc<Release>, artifacts: Vec<Arc<Artifact>>, formation: &Formation) -> Self {
+    pub fn of(
+        app: Arc<App>,
+        release: Arc<Release>,
+        artifacts: Vec<Arc<Artifact>>,
+        formation: &Formation,
+    ) -> Self {
         ExpandedFormation {
             app: Some(app),
             release: Some(release),
@@ -178,7 +183,11 @@ impl Job {
             _ => None,
         };
         Job {
-            id: job.host.as_ref().map(|_| job.reference().to_string()).unwrap_or_default(),
+            id: job
+                .host
+                .as_ref()
+                .map(|_| job.reference().to_string())
+                .unwrap_or_default(),
             uuid: job.id,
             host_id: job.host.clone(),
             app: Some(job.app),
@@ -200,7 +209,11 @@ impl Job {
 
     /// What `flynn` calls the job: its whole id where it has one.
     pub fn display_id(&self) -> String {
-        if self.id.is_empty() { self.uuid.to_string() } else { self.id.clone() }
+        if self.id.is_empty() {
+            self.uuid.to_string()
+        } else {
+            self.id.clone()
+        }
     }
 }
 

@@ -22,8 +22,12 @@ enum Told {
 
 /// The host's jobs that have not ended. What a running job runs never changes, so it is made once.
 fn wanted(state: &State, host: &HostId, told: &BTreeMap<JobId, Told>) -> BTreeMap<JobId, Told> {
-    let jobs = state.jobs.values().filter(|job| job.host.as_ref() == Some(host) && job.state != JobState::Down);
-    jobs.filter_map(|job| Some((job.id, tell(state, job, told.get(&job.id))?))).collect()
+    let jobs = state
+        .jobs
+        .values()
+        .filter(|job| job.host.as_ref() == Some(host) && job.state != JobState::Down);
+    jobs.filter_map(|job| Some((job.id, tell(state, job, told.get(&job.id))?)))
+        .collect()
 }
 
 fn tell(state: &State, job: &Job, before: Option<&Told>) -> Option<Told> {
@@ -39,33 +43,48 @@ fn tell(state: &State, job: &Job, before: Option<&Told>) -> Option<Told> {
 fn changes(before: &BTreeMap<JobId, Told>, now: &BTreeMap<JobId, Told>) -> Vec<Assignment> {
     let changed = now.iter().filter(|(job, told)| before.get(job) != Some(told));
     let changed = changed.map(|(job, told)| match told {
-        Told::Run(host_job) => Assignment::Run { job: host_job.clone() },
+        Told::Run(host_job) => Assignment::Run {
+            job: host_job.clone(),
+        },
         Told::Drain => Assignment::Drain { job: *job },
         Told::Stop => Assignment::Stop { job: *job },
     });
     // A row that is gone, or that ended without the host saying so, must not run on.
-    let gone = before.keys().filter(|job| !now.contains_key(job)).map(|job| Assignment::Stop { job: *job });
+    let gone = before
+        .keys()
+        .filter(|job| !now.contains_key(job))
+        .map(|job| Assignment::Stop { job: *job });
     changed.chain(gone).collect()
 }
 
 pub fn follow(controller: Controller, host: HostId) -> impl futures::Stream<Item = Bytes> + Send {
     let wakes = controller.changes();
-    let state = (controller, host, wakes, BTreeMap::new(), VecDeque::<Bytes>::new(), true);
-    futures::stream::unfold(state, |(controller, host, mut wakes, mut told, mut ready, mut is_first)| async move {
-        loop {
-            if let Some(message) = ready.pop_front() {
-                return Some((message, (controller, host, wakes, told, ready, is_first)));
+    let state = (
+        controller,
+        host,
+        wakes,
+        BTreeMap::new(),
+        VecDeque::<Bytes>::new(),
+        true,
+    );
+    futures::stream::unfold(
+        state,
+        |(controller, host, mut wakes, mut told, mut ready, mut is_first)| async move {
+            loop {
+                if let Some(message) = ready.pop_front() {
+                    return Some((message, (controller, host, wakes, told, ready, is_first)));
+                }
+                wakes.borrow_and_update();
+                let now = wanted(&controller.state(), &host, &told);
+                ready.extend(changes(&told, &now).iter().map(sse::message));
+                told = now;
+                if std::mem::take(&mut is_first) {
+                    ready.push_back(sse::message(&Assignment::Current));
+                }
+                if ready.is_empty() && wakes.changed().await.is_err() {
+                    return None;
+                }
             }
-            wakes.borrow_and_update();
-            let now = wanted(&controller.state(), &host, &told);
-            ready.extend(changes(&told, &now).iter().map(sse::message));
-            told = now;
-            if std::mem::take(&mut is_first) {
-                ready.push_back(sse::message(&Assignment::Current));
-            }
-            if ready.is_empty() && wakes.changed().await.is_err() {
-                return None;
-            }
-        }
-    })
+        },
+    )
 }

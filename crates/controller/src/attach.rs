@@ -35,7 +35,12 @@ impl Session {
         let job = match placed {
             Ok(job) => job?,
             Err(_) => {
-                let waiting = controller.state().jobs.get(&id).map(|job| job.waiting.clone()).unwrap_or_default();
+                let waiting = controller
+                    .state()
+                    .jobs
+                    .get(&id)
+                    .map(|job| job.waiting.clone())
+                    .unwrap_or_default();
                 let message = format!("the job was not started within {} s", PLACEMENT_TIMEOUT.as_secs());
                 return Err(Error::unavailable(message).with_hint(waiting));
             }
@@ -61,7 +66,10 @@ impl Session {
         path: &str,
         request: &impl serde::Serialize,
     ) -> Result<Session, Error> {
-        let host = job.host.as_ref().and_then(|host| controller.state().hosts.get(host).cloned());
+        let host = job
+            .host
+            .as_ref()
+            .and_then(|host| controller.state().hosts.get(host).cloned());
         let host = host.ok_or_else(|| Error::unavailable("the job's host is not known"))?;
         let endpoint = Endpoint {
             url: format!("http://{}", host.addr),
@@ -100,9 +108,14 @@ impl Session {
                 Err(error) => tracing::debug!(%error, "the client left before the session began"),
             }
             if let Some(job) = one_off {
-                let change = JobChange::Stop { reason: StopReason::Killed };
-                let is_running =
-                    controller.state().jobs.get(&job).is_some_and(|job| job.state < JobState::Stopping);
+                let change = JobChange::Stop {
+                    reason: StopReason::Killed,
+                };
+                let is_running = controller
+                    .state()
+                    .jobs
+                    .get(&job)
+                    .is_some_and(|job| job.state < JobState::Stopping);
                 if is_running {
                     // The host's report of a normal end may still be on its way: give it a moment, or
                     // every job that ended by itself would count as killed.
@@ -127,14 +140,19 @@ async fn wait_for_host(controller: &Controller, id: JobId) -> Result<std::sync::
         let job = controller.state().jobs.get(&id).cloned();
         let job = job.ok_or_else(|| Error::conflict("the job was deleted before it started"))?;
         match (&job.exit, job.state) {
-            (Some(Exit::NotStarted(why)), _) => return Err(Error::invalid(format!("could not start: {why}"))),
+            (Some(Exit::NotStarted(why)), _) => {
+                return Err(Error::invalid(format!("could not start: {why}")));
+            }
             (_, JobState::Stopping | JobState::Down) if job.host.is_none() => {
                 return Err(Error::conflict("the job was stopped before it started"));
             }
             (_, JobState::Pending) => {}
             _ => return Ok(job),
         }
-        changes.changed().await.map_err(|_| Error::unavailable("the controller is stopping"))?;
+        changes
+            .changed()
+            .await
+            .map_err(|_| Error::unavailable("the controller is stopping"))?;
     }
 }
 
@@ -154,7 +172,10 @@ async fn wait_for_end(controller: &Controller, id: JobId) {
 /// Reads the host's state bytes up to `success`, or its error.
 async fn read_state(connection: &mut Attached) -> Result<(), Error> {
     loop {
-        let byte = connection.read_u8().await.map_err(|_| Error::unavailable("the host closed the session"))?;
+        let byte = connection
+            .read_u8()
+            .await
+            .map_err(|_| Error::unavailable("the host closed the session"))?;
         match byte {
             attach::SUCCESS => return Ok(()),
             attach::WAITING => {}

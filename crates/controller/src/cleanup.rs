@@ -23,7 +23,10 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
             }
             // Only what is gone from disk may be forgotten, or nobody would remove it later.
             let finished = match forgotten {
-                Ok(()) => controller.write(Change::FinishAppDeletion { app: id }).await.map(|_| ()),
+                Ok(()) => controller
+                    .write(Change::FinishAppDeletion { app: id })
+                    .await
+                    .map(|_| ()),
                 Err(error) => Err(error),
             };
             if let Err(error) = finished {

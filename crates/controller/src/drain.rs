@@ -21,11 +21,24 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
         progress.borrow_and_update();
         let state = controller.state();
         let now = daemon::now();
-        let stopping: Vec<_> =
-            state.jobs.values().filter(|job| job.state == JobState::Stopping && !job.is_drained).cloned().collect();
-        let drained: Vec<_> = stopping.iter().filter(|job| is_drained(&controller, &state, job, now)).collect();
+        let stopping: Vec<_> = state
+            .jobs
+            .values()
+            .filter(|job| job.state == JobState::Stopping && !job.is_drained)
+            .cloned()
+            .collect();
+        let drained: Vec<_> = stopping
+            .iter()
+            .filter(|job| is_drained(&controller, &state, job, now))
+            .collect();
         if !drained.is_empty() {
-            let changes = drained.iter().map(|job| Change::Job { job: job.id, change: JobChange::Drained }).collect();
+            let changes = drained
+                .iter()
+                .map(|job| Change::Job {
+                    job: job.id,
+                    change: JobChange::Drained,
+                })
+                .collect();
             if let Err(error) = controller.write(Change::All { changes }).await {
                 tracing::warn!(%error, "cannot note that jobs are drained");
             }

@@ -21,9 +21,10 @@ pub fn event(state: &State, event: &StateEvent) -> Event {
             }),
             error: String::new(),
         }),
-        Subject::AppRelease { previous, release } => {
-            json(&wire::AppRelease { prev_release: previous.clone(), release: release.clone() })
-        }
+        Subject::AppRelease { previous, release } => json(&wire::AppRelease {
+            prev_release: previous.clone(),
+            release: release.clone(),
+        }),
         Subject::Artifact { artifact } => json(artifact),
         Subject::Release { release } => json(release),
         Subject::ReleaseDeletion { app, release } => json(&wire::ReleaseDeletionEvent {
@@ -36,25 +37,43 @@ pub fn event(state: &State, event: &StateEvent) -> Event {
             error: String::new(),
         }),
         Subject::ScaleRequest { request } | Subject::ScaleRequestCancelation { request } => json(request),
-        Subject::Deployment { deployment, status, error } => json(&wire::DeploymentEvent {
+        Subject::Deployment {
+            deployment,
+            status,
+            error,
+        } => json(&wire::DeploymentEvent {
             app: Some(deployment.app),
             deployment: Some(deployment.id),
             release: Some(deployment.new_release),
-            status: serde_json::to_value(status).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+            status: serde_json::to_value(status)
+                .ok()
+                .and_then(|v| v.as_str().map(str::to_owned))
+                .unwrap_or_default(),
             error: error.clone(),
             ..Default::default()
         }),
-        Subject::DeploymentJob { deployment, job, state } => json(&wire::DeploymentEvent {
+        Subject::DeploymentJob {
+            deployment,
+            job,
+            state,
+        } => json(&wire::DeploymentEvent {
             app: Some(deployment.app),
             deployment: Some(deployment.id),
             release: job.release,
             status: "running".into(),
             job_type: job.process_type.clone(),
             job_state: Some(*state),
-            error: job.exit.as_ref().filter(|_| job.stop_reason.is_none()).map(ToString::to_string).unwrap_or_default(),
+            error: job
+                .exit
+                .as_ref()
+                .filter(|_| job.stop_reason.is_none())
+                .map(ToString::to_string)
+                .unwrap_or_default(),
         }),
         Subject::Job { job } => json(&self::job(state, job)),
-        Subject::Route { route: found } | Subject::RouteDeletion { route: found } => json(&route(state, found)),
+        Subject::Route { route: found } | Subject::RouteDeletion { route: found } => {
+            json(&route(state, found))
+        }
     };
     Event {
         id: event.id,
@@ -73,7 +92,10 @@ pub fn job(state: &State, job: &Job) -> wire::Job {
 /// A route with its certificate; the private key stays here.
 pub fn route(state: &State, route: &Route) -> wire::RouteView {
     let certificate = route.certificate_id.and_then(|id| state.certificates.get(&id));
-    wire::RouteView { route: Route::clone(route), certificate: certificate.map(|found| certificate_view(found)) }
+    wire::RouteView {
+        route: Route::clone(route),
+        certificate: certificate.map(|found| certificate_view(found)),
+    }
 }
 
 fn certificate_view(certificate: &Certificate) -> wire::CertificateView {

@@ -26,7 +26,11 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
     let mut services: BTreeMap<String, Service> = BTreeMap::new();
     // A routed service without instances is still known: its page says that nothing runs.
     for route in state.routes.values() {
-        let app = route.parent_ref.rsplit('/').next().and_then(|id| id.parse::<types::AppId>().ok());
+        let app = route
+            .parent_ref
+            .rsplit('/')
+            .next()
+            .and_then(|id| id.parse::<types::AppId>().ok());
         let app = app.and_then(|id| state.apps.get(&id));
         services.entry(route.service.clone()).or_insert_with(|| Service {
             name: route.service.clone(),
@@ -38,8 +42,13 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
         });
     }
     for (name, list) in instances(state) {
-        let Some(service) = services.get_mut(&name) else { continue };
-        service.leader = list.iter().find(|found| !found.job.is_unhealthy).map(|found| found.instance.id.clone());
+        let Some(service) = services.get_mut(&name) else {
+            continue;
+        };
+        service.leader = list
+            .iter()
+            .find(|found| !found.job.is_unhealthy)
+            .map(|found| found.instance.id.clone());
         service.backends = list
             .iter()
             .filter_map(|found| {
@@ -74,14 +83,17 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
             job_type: String::new(),
             healthy: true,
         };
-        services.insert(name.clone(), Service {
-            name,
-            app_id: String::new(),
-            app_name: system.subdomain.clone(),
-            leader: None,
-            response_timeout_ms: Some(0),
-            backends: vec![backend],
-        });
+        services.insert(
+            name.clone(),
+            Service {
+                name,
+                app_id: String::new(),
+                app_name: system.subdomain.clone(),
+                leader: None,
+                response_timeout_ms: Some(0),
+                backends: vec![backend],
+            },
+        );
     }
     let mut certificates: Vec<_> = state
         .certificates
@@ -118,10 +130,20 @@ struct Found {
 /// Instances by service, the oldest first.
 fn instances(state: &State) -> BTreeMap<String, Vec<Found>> {
     let mut services: BTreeMap<String, Vec<Found>> = BTreeMap::new();
-    for job in state.jobs.values().filter(|job| job.state == JobState::Up && job.one_off.is_none()) {
-        let (Some(address), Some(app)) = (job.address, state.apps.get(&job.app)) else { continue };
-        let Some(release) = job.release.and_then(|id| state.releases.get(&id)) else { continue };
-        let Some(process) = release.processes.get(&job.process_type) else { continue };
+    for job in state
+        .jobs
+        .values()
+        .filter(|job| job.state == JobState::Up && job.one_off.is_none())
+    {
+        let (Some(address), Some(app)) = (job.address, state.apps.get(&job.app)) else {
+            continue;
+        };
+        let Some(release) = job.release.and_then(|id| state.releases.get(&id)) else {
+            continue;
+        };
+        let Some(process) = release.processes.get(&job.process_type) else {
+            continue;
+        };
         for (name, port) in host_job::services(&app.name, &job.process_type, process) {
             let meta = BTreeMap::from([
                 ("FLYNN_APP_ID".to_owned(), app.id.to_string()),
@@ -133,11 +155,18 @@ fn instances(state: &State) -> BTreeMap<String, Vec<Found>> {
             let instance = Instance {
                 id: format!("{}-{}", job.id, port.port),
                 addr: SocketAddr::new(address, port.port).to_string(),
-                proto: if port.proto.is_empty() { "tcp".into() } else { port.proto.clone() },
+                proto: if port.proto.is_empty() {
+                    "tcp".into()
+                } else {
+                    port.proto.clone()
+                },
                 meta,
                 index: job.up_at.map_or(0, |at| at.as_micros() as u64),
             };
-            services.entry(name).or_default().push(Found { instance, job: job.clone() });
+            services.entry(name).or_default().push(Found {
+                instance,
+                job: job.clone(),
+            });
         }
     }
     for list in services.values_mut() {
@@ -190,27 +219,48 @@ pub fn difference(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
     let (routes_before, routes_after) = (by(&old.routes, |r| r.id()), by(&new.routes, |r| r.id()));
     for (id, certificate) in &after {
         if before.get(id) != Some(certificate) {
-            updates.push(Update::SetCertificate { generation: next(), certificate: (*certificate).clone() });
+            updates.push(Update::SetCertificate {
+                generation: next(),
+                certificate: (*certificate).clone(),
+            });
         }
     }
     for (name, service) in &services_after {
         if services_before.get(name) != Some(service) {
-            updates.push(Update::SetService { generation: next(), service: (*service).clone() });
+            updates.push(Update::SetService {
+                generation: next(),
+                service: (*service).clone(),
+            });
         }
     }
     for (id, route) in &routes_after {
         if routes_before.get(id) != Some(route) {
-            updates.push(Update::SetRoute { generation: next(), route: (*route).clone() });
+            updates.push(Update::SetRoute {
+                generation: next(),
+                route: (*route).clone(),
+            });
         }
     }
     for id in routes_before.keys().filter(|id| !routes_after.contains_key(*id)) {
-        updates.push(Update::RemoveRoute { generation: next(), id: (*id).to_owned() });
+        updates.push(Update::RemoveRoute {
+            generation: next(),
+            id: (*id).to_owned(),
+        });
     }
-    for name in services_before.keys().filter(|name| !services_after.contains_key(*name)) {
-        updates.push(Update::RemoveService { generation: next(), name: (*name).to_owned() });
+    for name in services_before
+        .keys()
+        .filter(|name| !services_after.contains_key(*name))
+    {
+        updates.push(Update::RemoveService {
+            generation: next(),
+            name: (*name).to_owned(),
+        });
     }
     for id in before.keys().filter(|id| !after.contains_key(*id)) {
-        updates.push(Update::RemoveCertificate { generation: next(), id: (*id).to_owned() });
+        updates.push(Update::RemoveCertificate {
+            generation: next(),
+            id: (*id).to_owned(),
+        });
     }
     updates
 }
@@ -223,66 +273,100 @@ fn by<T>(rows: &[T], key: impl Fn(&T) -> &str) -> BTreeMap<&str, &T> {
 pub fn follow(controller: Controller, router: String) -> impl futures::Stream<Item = Bytes> + Send {
     let changes = controller.changes();
     let connection = controller.routers.connect(&router);
-    let state = (controller, connection, changes, None::<Snapshot>, VecDeque::<Bytes>::new());
-    futures::stream::unfold(state, |(controller, connection, mut changes, mut sent, mut ready)| async move {
-        loop {
-            if let Some(message) = ready.pop_front() {
-                return Some((message, (controller, connection, changes, sent, ready)));
+    let state = (
+        controller,
+        connection,
+        changes,
+        None::<Snapshot>,
+        VecDeque::<Bytes>::new(),
+    );
+    futures::stream::unfold(
+        state,
+        |(controller, connection, mut changes, mut sent, mut ready)| async move {
+            loop {
+                if let Some(message) = ready.pop_front() {
+                    return Some((message, (controller, connection, changes, sent, ready)));
+                }
+                changes.borrow_and_update();
+                let new = snapshot(
+                    &controller.state(),
+                    &controller.config,
+                    controller.routers.sticky_key(),
+                );
+                let updates = match &sent {
+                    None => vec![Update::Snapshot(new.clone())],
+                    Some(old) => difference(old, &new),
+                };
+                ready.extend(updates.iter().map(sse::message));
+                note_sent(&connection, &new, updates.last().map(Update::generation));
+                sent = Some(new);
+                if ready.is_empty() && changes.changed().await.is_err() {
+                    return None;
+                }
             }
-            changes.borrow_and_update();
-            let new = snapshot(&controller.state(), &controller.config, controller.routers.sticky_key());
-            let updates = match &sent {
-                None => vec![Update::Snapshot(new.clone())],
-                Some(old) => difference(old, &new),
-            };
-            ready.extend(updates.iter().map(sse::message));
-            note_sent(&connection, &new, updates.last().map(Update::generation));
-            sent = Some(new);
-            if ready.is_empty() && changes.changed().await.is_err() {
-                return None;
-            }
-        }
-    })
+        },
+    )
 }
 
 fn note_sent(connection: &Connection, sent: &Snapshot, last_message: Option<u64>) {
-    let backends = sent.services.iter().flat_map(|service| service.backends.iter().map(|backend| backend.addr));
+    let backends = sent
+        .services
+        .iter()
+        .flat_map(|service| service.backends.iter().map(|backend| backend.addr));
     connection.note_sent(last_message, backends.collect());
 }
 
 /// All services, again after every change of one.
 pub fn follow_services(controller: Controller) -> impl futures::Stream<Item = Bytes> + Send {
     let changes = controller.changes();
-    futures::stream::unfold((controller, changes, None), |(controller, mut changes, mut sent)| async move {
-        loop {
-            changes.borrow_and_update();
-            let services = services(&controller.state());
-            if sent.as_ref() != Some(&services) {
-                let message = sse::message(&services);
-                sent = Some(services);
-                return Some((message, (controller, changes, sent)));
+    futures::stream::unfold(
+        (controller, changes, None),
+        |(controller, mut changes, mut sent)| async move {
+            loop {
+                changes.borrow_and_update();
+                let services = services(&controller.state());
+                if sent.as_ref() != Some(&services) {
+                    let message = sse::message(&services);
+                    sent = Some(services);
+                    return Some((message, (controller, changes, sent)));
+                }
+                if changes.changed().await.is_err() {
+                    return None;
+                }
             }
-            if changes.changed().await.is_err() {
-                return None;
-            }
-        }
-    })
+        },
+    )
 }
 
 fn services(state: &State) -> Vec<ServiceView> {
     let view = |(name, list): (String, Vec<Found>)| {
-        let healthy: Vec<_> =
-            list.into_iter().filter(|found| !found.job.is_unhealthy).map(|found| found.instance).collect();
-        ServiceView { name, leader: healthy.first().map(|first| first.id.clone()), instances: healthy }
+        let healthy: Vec<_> = list
+            .into_iter()
+            .filter(|found| !found.job.is_unhealthy)
+            .map(|found| found.instance)
+            .collect();
+        ServiceView {
+            name,
+            leader: healthy.first().map(|first| first.id.clone()),
+            instances: healthy,
+        }
     };
     let mut services: Vec<_> = instances(state).into_iter().map(view).collect();
-    let hosts = state.hosts.values().filter(|host| host.state == types::HostState::Up).map(|host| Instance {
-        id: host.id.to_string(),
-        addr: host.addr.clone(),
-        proto: "http".into(),
-        meta: host.tags.iter().map(|(key, value)| (format!("tag:{key}"), value.clone())).collect(),
-        index: host.created_at.as_micros() as u64,
-    });
+    let hosts = state
+        .hosts
+        .values()
+        .filter(|host| host.state == types::HostState::Up)
+        .map(|host| Instance {
+            id: host.id.to_string(),
+            addr: host.addr.clone(),
+            proto: "http".into(),
+            meta: host
+                .tags
+                .iter()
+                .map(|(key, value)| (format!("tag:{key}"), value.clone()))
+                .collect(),
+            index: host.created_at.as_micros() as u64,
+        });
     let hosts: Vec<_> = hosts.collect();
     services.push(ServiceView {
         name: "flynn-host".into(),

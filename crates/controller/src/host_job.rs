@@ -24,7 +24,10 @@ pub fn host_job(state: &State, job: &Job) -> Option<HostJob> {
         Some(one_off) if !one_off.artifacts.is_empty() => &one_off.artifacts,
         _ => &release?.artifacts,
     };
-    let artifacts: Vec<_> = ids.iter().map(|id| state.artifacts.get(id).cloned()).collect::<Option<_>>()?;
+    let artifacts: Vec<_> = ids
+        .iter()
+        .map(|id| state.artifacts.get(id).cloned())
+        .collect::<Option<_>>()?;
     let default = ProcessType::default();
     let process = release.and_then(|release| release.processes.get(&job.process_type));
     let process = if one_off.is_some() { &default } else { process? };
@@ -68,10 +71,19 @@ pub fn host_job(state: &State, job: &Job) -> Option<HostJob> {
     }
     Some(HostJob {
         id: reference,
-        mountspecs: artifacts.iter().filter_map(|artifact| artifact.manifest.as_ref()).flat_map(mountspecs).collect(),
+        mountspecs: artifacts
+            .iter()
+            .filter_map(|artifact| artifact.manifest.as_ref())
+            .flat_map(mountspecs)
+            .collect(),
         metadata,
         resources: resources.with_defaults(),
-        partition: if one_off.is_some_and(|one_off| one_off.profile == "build") { "background" } else { "user" }.into(),
+        partition: if one_off.is_some_and(|one_off| one_off.profile == "build") {
+            "background"
+        } else {
+            "user"
+        }
+        .into(),
         config: ContainerConfig {
             args: command(job, process, &entrypoint),
             tty: one_off.is_some_and(|one_off| one_off.tty.is_some()),
@@ -84,7 +96,10 @@ pub fn host_job(state: &State, job: &Job) -> Option<HostJob> {
             gid: entrypoint.gid,
             host_network: false,
             disable_log: one_off.is_some_and(|one_off| one_off.disable_log),
-            linux_capabilities: process.linux_capabilities.clone().or(entrypoint.linux_capabilities.clone()),
+            linux_capabilities: process
+                .linux_capabilities
+                .clone()
+                .or(entrypoint.linux_capabilities.clone()),
             tty_size: one_off.and_then(|one_off| one_off.tty),
             wait_for_attach: one_off.is_some_and(|one_off| one_off.attached),
             stop_timeout: process.stop_timeout.unwrap_or(STOP_TIMEOUT_S),
@@ -98,17 +113,25 @@ pub fn host_job(state: &State, job: &Job) -> Option<HostJob> {
 pub fn args(state: &State, job: &Job) -> Vec<String> {
     match (&job.one_off, job.release.and_then(|id| state.releases.get(&id))) {
         (Some(one_off), _) => one_off.args.clone(),
-        (None, Some(release)) => {
-            release.processes.get(&job.process_type).map(|process| process.args.clone()).unwrap_or_default()
-        }
+        (None, Some(release)) => release
+            .processes
+            .get(&job.process_type)
+            .map(|process| process.args.clone())
+            .unwrap_or_default(),
         (None, None) => vec![],
     }
 }
 
 /// The command of a further process in a job, set up as the job's own was.
 pub fn exec_args(state: &State, job: &Job, args: Vec<String>) -> Vec<String> {
-    let Some(release) = job.release.and_then(|id| state.releases.get(&id)) else { return args };
-    let artifacts = release.artifacts.iter().filter_map(|id| state.artifacts.get(id)).map(AsRef::as_ref);
+    let Some(release) = job.release.and_then(|id| state.releases.get(&id)) else {
+        return args;
+    };
+    let artifacts = release
+        .artifacts
+        .iter()
+        .filter_map(|id| state.artifacts.get(id))
+        .map(AsRef::as_ref);
     with_runner(&entrypoint(artifacts), args)
 }
 
@@ -119,9 +142,16 @@ pub fn services<'a>(
     process: &'a ProcessType,
 ) -> impl Iterator<Item = (String, &'a Port)> {
     process.ports.iter().map(move |port| {
-        let named = port.service.as_ref().map(|service| service.name.as_str()).filter(|name| !name.is_empty());
+        let named = port
+            .service
+            .as_ref()
+            .map(|service| service.name.as_str())
+            .filter(|name| !name.is_empty());
         let name = named.or(Some(process.service.as_str()).filter(|name| !name.is_empty()));
-        (name.map_or_else(|| format!("{app_name}-{process_type}"), str::to_owned), port)
+        (
+            name.map_or_else(|| format!("{app_name}-{process_type}"), str::to_owned),
+            port,
+        )
     })
 }
 
@@ -129,7 +159,11 @@ fn ports(app_name: &str, process_type: &str, process: &ProcessType) -> Vec<HostP
     services(app_name, process_type, process)
         .map(|(name, port)| HostPort {
             port: port.port,
-            proto: if port.proto.is_empty() { "tcp".into() } else { port.proto.clone() },
+            proto: if port.proto.is_empty() {
+                "tcp".into()
+            } else {
+                port.proto.clone()
+            },
             service: Some(HostService {
                 name,
                 create: true,
@@ -162,7 +196,11 @@ fn command(job: &Job, process: &ProcessType, entrypoint: &Entrypoint) -> Vec<Str
         Some(one_off) => one_off.args.clone(),
         None => process.args.clone(),
     };
-    if args.is_empty() { entrypoint.args.clone() } else { with_runner(entrypoint, args) }
+    if args.is_empty() {
+        entrypoint.args.clone()
+    } else {
+        with_runner(entrypoint, args)
+    }
 }
 
 /// Commands of images with a start script go through it, or they would lack the app's environment.
@@ -189,5 +227,8 @@ fn mountspecs(manifest: &types::ImageManifest) -> Vec<Mountspec> {
 }
 
 fn profiles(one_off: &OneOff) -> Vec<String> {
-    Some(one_off.profile.clone()).filter(|profile| !profile.is_empty()).into_iter().collect()
+    Some(one_off.profile.clone())
+        .filter(|profile| !profile.is_empty())
+        .into_iter()
+        .collect()
 }

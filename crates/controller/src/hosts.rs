@@ -3,11 +3,7 @@
 //! When a host was last heard is kept in memory, as it would be a write a second for nothing; that it
 //! fell silent, and that it is back, are rows.
 
-use std::{
-    collections::BTreeMap,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use api::{Error, host::HostReport};
 use daemon::Shutdown;
@@ -31,7 +27,12 @@ impl Liveness {
 
     /// When the host was last heard; a host that was never heard counts from `start`.
     fn last_heard(&self, host: &HostId, start: Timestamp) -> Timestamp {
-        self.heard.lock().expect("no panic while held").get(host).copied().unwrap_or(start)
+        self.heard
+            .lock()
+            .expect("no panic while held")
+            .get(host)
+            .copied()
+            .unwrap_or(start)
     }
 }
 
@@ -75,7 +76,13 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
             if host.state == HostState::Up && now.since(last_heard) > SILENCE_MAX {
                 tracing::warn!(host = %host.id, "host is silent");
                 let state = HostState::Silent { since: last_heard };
-                if let Err(error) = controller.write(Change::SetHostState { host: host.id.clone(), state }).await {
+                if let Err(error) = controller
+                    .write(Change::SetHostState {
+                        host: host.id.clone(),
+                        state,
+                    })
+                    .await
+                {
                     tracing::warn!(%error, "cannot note that a host is silent");
                 }
             }

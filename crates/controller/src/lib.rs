@@ -107,7 +107,10 @@ impl Controller {
 
     /// Proposes a change, stamped with this machine's time.
     async fn write(&self, change: Change) -> Result<state::Applied, api::Error> {
-        let command = Command { at: daemon::now(), change };
+        let command = Command {
+            at: daemon::now(),
+            change,
+        };
         match self.store.write(command).await {
             Ok(Ok(applied)) => Ok(applied),
             Ok(Err(rejection)) => Err(http::error::of_rejection(rejection)),

@@ -79,7 +79,11 @@ async fn execute(controller: &Controller, state: &Arc<State>, plan: Plan) -> Res
         changes.push(match action {
             Action::FailDeployment { deployment, error } => {
                 let error = with_log(controller, state, deployment, error).await;
-                Change::SetDeploymentStatus { deployment, status: DeploymentStatus::Failed, error }
+                Change::SetDeploymentStatus {
+                    deployment,
+                    status: DeploymentStatus::Failed,
+                    error,
+                }
             }
             other => change(other),
         });
@@ -90,17 +94,31 @@ async fn execute(controller: &Controller, state: &Arc<State>, plan: Plan) -> Res
 
 /// The command of an action.
 fn change(action: Action) -> Change {
-    let status = |deployment, status, error| Change::SetDeploymentStatus { deployment, status, error };
+    let status = |deployment, status, error| Change::SetDeploymentStatus {
+        deployment,
+        status,
+        error,
+    };
     match action {
         Action::CreateJob { job, .. } => Change::CreateJob { job },
-        Action::PlaceJob { job, host, .. } => Change::Job { job, change: JobChange::Place { host } },
-        Action::ExplainJob { job, waiting, .. } => {
-            Change::Job { job, change: JobChange::Wait { reason: waiting } }
-        }
-        Action::StopJob { job, reason, .. } => Change::Job { job, change: JobChange::Stop { reason } },
-        Action::LoseJob { job, why, .. } => {
-            Change::Job { job, change: JobChange::Down { exit: Exit::Lost(why) } }
-        }
+        Action::PlaceJob { job, host, .. } => Change::Job {
+            job,
+            change: JobChange::Place { host },
+        },
+        Action::ExplainJob { job, waiting, .. } => Change::Job {
+            job,
+            change: JobChange::Wait { reason: waiting },
+        },
+        Action::StopJob { job, reason, .. } => Change::Job {
+            job,
+            change: JobChange::Stop { reason },
+        },
+        Action::LoseJob { job, why, .. } => Change::Job {
+            job,
+            change: JobChange::Down {
+                exit: Exit::Lost(why),
+            },
+        },
         Action::SetFormation { formation } => Change::SetFormation {
             app: formation.app,
             release: formation.release,
@@ -108,10 +126,16 @@ fn change(action: Action) -> Change {
             tags: formation.tags,
         },
         Action::DeleteFormation { app, release } => Change::DeleteFormation { app, release },
-        Action::StartDeployment { deployment } => status(deployment, DeploymentStatus::Running, String::new()),
-        Action::RetargetDeployment { deployment, processes } => {
-            Change::RetargetDeployment { deployment, processes }
+        Action::StartDeployment { deployment } => {
+            status(deployment, DeploymentStatus::Running, String::new())
         }
+        Action::RetargetDeployment {
+            deployment,
+            processes,
+        } => Change::RetargetDeployment {
+            deployment,
+            processes,
+        },
         Action::CompleteDeployment { deployment } => {
             status(deployment, DeploymentStatus::Complete, String::new())
         }
@@ -122,12 +146,7 @@ fn change(action: Action) -> Change {
 }
 
 /// The error with the last lines that the failed release's jobs wrote.
-async fn with_log(
-    controller: &Controller,
-    state: &State,
-    deployment: DeploymentId,
-    error: String,
-) -> String {
+async fn with_log(controller: &Controller, state: &State, deployment: DeploymentId, error: String) -> String {
     let lines = async {
         let deployment = state.deployments.get(&deployment)?;
         let since = deployment.created_at;
@@ -146,11 +165,18 @@ async fn with_log(
         }
         Some(quoted)
     };
-    let lines = tokio::time::timeout(QUOTE_TIMEOUT, lines).await.ok().flatten().unwrap_or_default();
+    let lines = tokio::time::timeout(QUOTE_TIMEOUT, lines)
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or_default();
     if lines.is_empty() {
         return error;
     }
-    let text: String = lines.iter().map(|message| format!("\n  {}", message.msg)).collect();
+    let text: String = lines
+        .iter()
+        .map(|message| format!("\n  {}", message.msg))
+        .collect();
     format!("{error}\nThe last lines of its log:{text}")
 }
 
@@ -160,7 +186,16 @@ async fn last_lines(
     job_id: String,
     since: Timestamp,
 ) -> Option<Vec<Message>> {
-    let query = Query { job_id: Some(job_id), lines: Some(QUOTED_LINES), ..Default::default() };
+    let query = Query {
+        job_id: Some(job_id),
+        lines: Some(QUOTED_LINES),
+        ..Default::default()
+    };
     let messages = controller.config.logs.query(app, query).await.ok()?;
-    Some(messages.filter(|message| std::future::ready(message.timestamp >= since)).collect().await)
+    Some(
+        messages
+            .filter(|message| std::future::ready(message.timestamp >= since))
+            .collect()
+            .await,
+    )
 }

@@ -38,7 +38,12 @@ struct Router {
 impl Routers {
     pub fn new(now: Timestamp) -> Self {
         let (progress, _) = watch::channel(0);
-        Routers { known: Mutex::default(), progress, started_at: now, sticky_key: random_key() }
+        Routers {
+            known: Mutex::default(),
+            progress,
+            started_at: now,
+            sticky_key: random_key(),
+        }
     }
 
     pub fn sticky_key(&self) -> &str {
@@ -47,7 +52,10 @@ impl Routers {
 
     pub fn connect(self: &Arc<Self>, id: &str) -> Connection {
         self.update(id, |router| router.connections += 1);
-        Connection { routers: self.clone(), id: id.to_owned() }
+        Connection {
+            routers: self.clone(),
+            id: id.to_owned(),
+        }
     }
 
     pub fn acknowledge(&self, id: &str, acknowledgement: Acknowledgement) {
@@ -68,7 +76,11 @@ impl Routers {
         connected.all(|router| {
             !router.sent_backends.contains(&backend)
                 && router.acknowledged.generation >= router.sent_generation
-                && router.acknowledged.in_flight.get(&backend).is_none_or(|count| *count == 0)
+                && router
+                    .acknowledged
+                    .in_flight
+                    .get(&backend)
+                    .is_none_or(|count| *count == 0)
         })
     }
 
@@ -99,7 +111,9 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.routers.update(&self.id, |router| router.connections = router.connections.saturating_sub(1));
+        self.routers.update(&self.id, |router| {
+            router.connections = router.connections.saturating_sub(1)
+        });
     }
 }
 
@@ -117,16 +131,37 @@ mod tests {
         connection.note_sent(Some(5), [backend].into());
         assert!(!routers.have_let_go_of(backend, now), "it is in the table");
         connection.note_sent(Some(6), BTreeSet::new());
-        assert!(!routers.have_let_go_of(backend, now), "the router has not said that it knows");
+        assert!(
+            !routers.have_let_go_of(backend, now),
+            "the router has not said that it knows"
+        );
         let in_flight = BTreeMap::from([(backend, 1)]);
-        routers.acknowledge("a", Acknowledgement { generation: 6, in_flight });
+        routers.acknowledge(
+            "a",
+            Acknowledgement {
+                generation: 6,
+                in_flight,
+            },
+        );
         assert!(!routers.have_let_go_of(backend, now), "a request is in flight");
-        routers.acknowledge("a", Acknowledgement { generation: 6, in_flight: BTreeMap::new() });
+        routers.acknowledge(
+            "a",
+            Acknowledgement {
+                generation: 6,
+                in_flight: BTreeMap::new(),
+            },
+        );
         assert!(routers.have_let_go_of(backend, now));
         connection.note_sent(None, BTreeSet::new());
-        assert!(routers.have_let_go_of(backend, now), "a change without a message needs no answer");
+        assert!(
+            routers.have_let_go_of(backend, now),
+            "a change without a message needs no answer"
+        );
         drop(connection);
         assert!(routers.have_let_go_of(backend, now));
-        assert!(!routers.have_let_go_of(backend, Timestamp::EPOCH), "routers may still connect");
+        assert!(
+            !routers.have_let_go_of(backend, Timestamp::EPOCH),
+            "routers may still connect"
+        );
     }
 }

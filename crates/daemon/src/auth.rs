@@ -28,14 +28,19 @@ pub struct Keys {
 
 impl Keys {
     pub fn new<'a>(keys: impl IntoIterator<Item = (&'a str, Principal)>) -> Self {
-        let accepted =
-            keys.into_iter().map(|(key, principal)| (Sha256::digest(key).into(), principal)).collect();
+        let accepted = keys
+            .into_iter()
+            .map(|(key, principal)| (Sha256::digest(key).into(), principal))
+            .collect();
         Keys { accepted }
     }
 
     pub fn principal(&self, key: &str) -> Option<Principal> {
         let digest: [u8; 32] = Sha256::digest(key).into();
-        self.accepted.iter().find(|(accepted, _)| *accepted == digest).map(|(_, principal)| *principal)
+        self.accepted
+            .iter()
+            .find(|(accepted, _)| *accepted == digest)
+            .map(|(_, principal)| *principal)
     }
 
     /// By `Authorization: Basic` (the password is the key, the user is ignored) or `Bearer`.
@@ -74,7 +79,11 @@ pub async fn require_internal_key(State(keys): State<Keys>, request: Request, ne
 }
 
 pub fn unauthorized() -> Response {
-    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"flynn\"")]).into_response()
+    (
+        StatusCode::UNAUTHORIZED,
+        [(header::WWW_AUTHENTICATE, "Basic realm=\"flynn\"")],
+    )
+        .into_response()
 }
 
 #[cfg(test)]
@@ -94,7 +103,14 @@ mod tests {
         check(&basic(":user-key"), Some(Principal::User));
         check(&basic("anybody:own-key"), Some(Principal::Internal));
         check("Bearer user-key", Some(Principal::User));
-        for refused in [&basic(":wrong"), &basic("user-key"), "Basic ???", "Basic", "Digest x", "user-key"] {
+        for refused in [
+            &basic(":wrong"),
+            &basic("user-key"),
+            "Basic ???",
+            "Basic",
+            "Digest x",
+            "user-key",
+        ] {
             check(refused, None);
         }
     }

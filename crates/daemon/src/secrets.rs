@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 use crate::{
@@ -34,9 +35,11 @@ impl Secrets {
     /// Reads what is in `directory` and makes what lacks. The certificate is made anew when it is
     /// for another domain than `domain`; its authority stays.
     pub fn open(directory: &Path, domain: &str) -> Result<Secrets> {
-        files::create_private_dir(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        files::create_private_dir(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
         // Daemon and router start at the same moment: without the lock each would make its own.
-        let lock = std::fs::File::create(directory.join("lock")).context("cannot make the lock of the secrets")?;
+        let lock =
+            std::fs::File::create(directory.join("lock")).context("cannot make the lock of the secrets")?;
         lock.lock().context("cannot lock the secrets")?;
         Ok(Secrets {
             controller_key: key_file(&directory.join("controller.key"))?,
@@ -89,9 +92,11 @@ fn tls_files(directory: &Path, domain: &str) -> Result<TlsFiles> {
             (cert, key)
         }
     };
-    if let (Some(cert), Some(key), Some(made_for)) =
-        (read("cluster.pem")?, read("cluster.key")?, read("cluster.domain")?)
-        && made_for.trim() == domain
+    if let (Some(cert), Some(key), Some(made_for)) = (
+        read("cluster.pem")?,
+        read("cluster.key")?,
+        read("cluster.domain")?,
+    ) && made_for.trim() == domain
     {
         return Ok(TlsFiles { ca_cert, cert, key });
     }
@@ -101,14 +106,20 @@ fn tls_files(directory: &Path, domain: &str) -> Result<TlsFiles> {
     write("cluster.key", &key.serialize_pem(), 0o600)?;
     write("cluster.pem", &cert, 0o644)?;
     write("cluster.domain", domain, 0o600)?;
-    Ok(TlsFiles { ca_cert, cert, key: key.serialize_pem() })
+    Ok(TlsFiles {
+        ca_cert,
+        cert,
+        key: key.serialize_pem(),
+    })
 }
 
 /// The original's names and its five years; keys are P-256 instead of RSA, which signs faster.
 fn ca_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::OrganizationName, "Flynn");
-    params.distinguished_name.push(DnType::CommonName, "Flynn cluster authority");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "Flynn cluster authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params);

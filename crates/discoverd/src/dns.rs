@@ -13,7 +13,10 @@ use daemon::Shutdown;
 use discovery::{Answer, Question, QuestionKind};
 use hickory_proto::{
     op::{Message, MessageType, OpCode, ResponseCode},
-    rr::{Name, RData, Record, RecordType, rdata::{A, AAAA, SRV}},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, AAAA, SRV},
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -68,7 +71,10 @@ impl Names {
             RecordType::SRV => QuestionKind::Srv,
             _ => QuestionKind::Other,
         };
-        let question = Question { name: discovery::reads_as(&asked.name().to_ascii()), kind };
+        let question = Question {
+            name: discovery::reads_as(&asked.name().to_ascii()),
+            kind,
+        };
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let found = self
             .shared
@@ -89,7 +95,11 @@ impl Names {
                 .into_iter()
                 .filter_map(|(port, target, _)| {
                     let target = Name::from_ascii(format!("{target}.")).ok()?;
-                    Some(Record::from_rdata(asked.name().clone(), TTL_S, RData::SRV(SRV::new(1, 1, port, target))))
+                    Some(Record::from_rdata(
+                        asked.name().clone(),
+                        TTL_S,
+                        RData::SRV(SRV::new(1, 1, port, target)),
+                    ))
                 })
                 .collect(),
         };
@@ -124,7 +134,9 @@ pub async fn serve_udp(socket: Arc<UdpSocket>, names: Arc<Names>, shutdown: Shut
         };
         // An error is an ICMP message about an earlier answer; the socket goes on.
         let Ok((length, peer)) = received else { continue };
-        let Ok(permit) = names.in_progress.clone().try_acquire_owned() else { continue };
+        let Ok(permit) = names.in_progress.clone().try_acquire_owned() else {
+            continue;
+        };
         let (query, names, socket) = (buffer[..length].to_vec(), names.clone(), socket.clone());
         tokio::spawn(async move {
             if let Some(answer) = names.respond(&query, false).await {
@@ -143,7 +155,9 @@ pub async fn serve_tcp(listener: TcpListener, names: Arc<Names>, shutdown: Shutd
         };
         match accepted {
             Ok((stream, _)) => {
-                let Ok(permit) = names.in_progress.clone().try_acquire_owned() else { continue };
+                let Ok(permit) = names.in_progress.clone().try_acquire_owned() else {
+                    continue;
+                };
                 let names = names.clone();
                 tokio::spawn(async move {
                     let _ = converse(stream, &names).await;
@@ -160,7 +174,9 @@ async fn converse(mut stream: TcpStream, names: &Names) -> std::io::Result<()> {
         let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
         let mut query = vec![0; usize::from(length)];
         tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut query)).await??;
-        let Some(answer) = names.respond(&query, true).await else { return Ok(()) };
+        let Some(answer) = names.respond(&query, true).await else {
+            return Ok(());
+        };
         let mut framed = (answer.len() as u16).to_be_bytes().to_vec();
         framed.extend_from_slice(&answer);
         stream.write_all(&framed).await?;

@@ -14,11 +14,21 @@ const RETRY: Duration = Duration::from_millis(200);
 pub async fn run(shared: Arc<Shared>, controller: Controller, shutdown: Shutdown) {
     let follow = async {
         loop {
-            match controller.client().events::<Vec<ServiceView>>("/internal/services").await {
+            match controller
+                .client()
+                .events::<Vec<ServiceView>>("/internal/services")
+                .await
+            {
                 Ok(mut lists) => {
                     while let Some(Ok(services)) = lists.next().await {
                         let services = services.into_iter().map(|view| {
-                            (view.name, Service { instances: view.instances, leader: view.leader })
+                            (
+                                view.name,
+                                Service {
+                                    instances: view.instances,
+                                    leader: view.leader,
+                                },
+                            )
                         });
                         shared.change(|registry| registry.set_cluster(services));
                     }

@@ -27,7 +27,11 @@ impl Resolvers {
         for resolver in self.addresses() {
             let place = SocketAddr::new(resolver, 53);
             let asked = async {
-                if is_tcp { over_tcp(place, query).await } else { over_udp(place, query).await }
+                if is_tcp {
+                    over_tcp(place, query).await
+                } else {
+                    over_udp(place, query).await
+                }
             };
             match tokio::time::timeout(TIMEOUT, asked).await {
                 Ok(Ok(answer)) => return Some(answer),
@@ -39,10 +43,15 @@ impl Resolvers {
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
-        let modified = std::fs::metadata(RESOLV_CONF).and_then(|meta| meta.modified()).ok();
+        let modified = std::fs::metadata(RESOLV_CONF)
+            .and_then(|meta| meta.modified())
+            .ok();
         let mut known = self.known.lock().expect("no panic while held");
         if known.0 != modified || known.1.is_empty() {
-            *known = (modified, nameservers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()));
+            *known = (
+                modified,
+                nameservers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()),
+            );
         }
         known.1.clone()
     }
@@ -57,7 +66,11 @@ fn nameservers(text: &str) -> Vec<IpAddr> {
         address.parse().ok()
     });
     let found: Vec<_> = addresses.take(3).collect();
-    if found.is_empty() { vec![Ipv4Addr::LOCALHOST.into()] } else { found }
+    if found.is_empty() {
+        vec![Ipv4Addr::LOCALHOST.into()]
+    } else {
+        found
+    }
 }
 
 /// From a port of its own for each query, so that answers are hard to forge.
@@ -98,8 +111,12 @@ mod tests {
 
     #[test]
     fn name_servers_are_read_as_the_c_library_reads_them() {
-        let text = "# by hand\nsearch example.com\nnameserver 10.0.0.53\nnameserver fe80::1%eth0\nnameserver ::1\n";
-        assert_eq!(nameservers(text), ["10.0.0.53".parse::<IpAddr>().unwrap(), "::1".parse().unwrap()]);
+        let text =
+            "# by hand\nsearch example.com\nnameserver 10.0.0.53\nnameserver fe80::1%eth0\nnameserver ::1\n";
+        assert_eq!(
+            nameservers(text),
+            ["10.0.0.53".parse::<IpAddr>().unwrap(), "::1".parse().unwrap()]
+        );
         assert_eq!(nameservers(""), [IpAddr::from(Ipv4Addr::LOCALHOST)]);
     }
 }

@@ -26,7 +26,10 @@ pub fn router(shared: Arc<Shared>, keys: Keys) -> Router {
     Router::new()
         .route("/services/{service}", get(follow).put(create).delete(remove))
         .route("/services/{service}/instances", get(instances))
-        .route("/services/{service}/instances/{id}", put(register).delete(unregister))
+        .route(
+            "/services/{service}/instances/{id}",
+            put(register).delete(unregister),
+        )
         .route("/services/{service}/leader", get(leader).put(set_leader))
         .layer(from_fn_with_state(keys, daemon::auth::require_key))
         .route("/ping", get(async || StatusCode::OK))
@@ -52,11 +55,16 @@ impl IntoResponse for Failure {
 }
 
 fn service_not_found(name: &str) -> Failure {
-    Failure(Error::new(Code::ObjectNotFound, format!("service not found: {name:?}")))
+    Failure(Error::new(
+        Code::ObjectNotFound,
+        format!("service not found: {name:?}"),
+    ))
 }
 
 fn find(shared: &Shared, name: &str) -> Result<Service, Failure> {
-    shared.read(|registry| registry.service(name)).ok_or_else(|| service_not_found(name))
+    shared
+        .read(|registry| registry.service(name))
+        .ok_or_else(|| service_not_found(name))
 }
 
 async fn create(State(shared): Registry, Path(service): Path<String>) {
@@ -65,7 +73,11 @@ async fn create(State(shared): Registry, Path(service): Path<String>) {
 
 async fn remove(State(shared): Registry, Path(service): Path<String>) -> Result<(), Failure> {
     let is_removed = shared.change(|registry| registry.remove(&service));
-    if is_removed { Ok(()) } else { Err(service_not_found(&service)) }
+    if is_removed {
+        Ok(())
+    } else {
+        Err(service_not_found(&service))
+    }
 }
 
 async fn instances(
@@ -74,8 +86,14 @@ async fn instances(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let found = find(&shared, &service)?;
-    let wants_events = headers.get(header::ACCEPT).is_some_and(|value| value.as_bytes() == b"text/event-stream");
-    Ok(if wants_events { events(shared, service) } else { Json(found.instances).into_response() })
+    let wants_events = headers
+        .get(header::ACCEPT)
+        .is_some_and(|value| value.as_bytes() == b"text/event-stream");
+    Ok(if wants_events {
+        events(shared, service)
+    } else {
+        Json(found.instances).into_response()
+    })
 }
 
 async fn follow(State(shared): Registry, Path(service): Path<String>) -> Result<Response, Failure> {
@@ -97,7 +115,10 @@ async fn set_leader(
     if shared.change(|registry| registry.set_leader(&service, &instance.id)) {
         return Ok(());
     }
-    Err(Failure(Error::new(Code::ObjectNotFound, "only an instance that registered itself can be made leader")))
+    Err(Failure(Error::new(
+        Code::ObjectNotFound,
+        "only an instance that registered itself can be made leader",
+    )))
 }
 
 async fn register(
@@ -106,7 +127,10 @@ async fn register(
     Json(mut instance): Json<Instance>,
 ) -> Result<(), Failure> {
     if instance.addr.parse::<std::net::SocketAddr>().is_err() {
-        return Err(Failure(Error::validation("addr", "must be an IP address and a port")));
+        return Err(Failure(Error::validation(
+            "addr",
+            "must be an IP address and a port",
+        )));
     }
     instance.id = id;
     shared.change(|registry| registry.register(&service, instance, daemon::now()));
@@ -120,39 +144,57 @@ async fn unregister(
     if shared.change(|registry| registry.unregister(&service, &id)) {
         return Ok(());
     }
-    Err(Failure(Error::new(Code::ObjectNotFound, format!("instance not found: {id:?}"))))
+    Err(Failure(Error::new(
+        Code::ObjectNotFound,
+        format!("instance not found: {id:?}"),
+    )))
 }
 
 /// What there is, `current`, then every change.
 fn events(shared: Arc<Shared>, service: String) -> Response {
     let changed = shared.changed.subscribe();
-    let state = (shared, service, changed, None::<Service>, VecDeque::<Bytes>::new());
-    let stream = futures::stream::unfold(state, |(shared, service, mut changed, mut seen, mut ready)| async move {
-        loop {
-            if let Some(message) = ready.pop_front() {
-                let message = Ok::<_, std::convert::Infallible>(message);
-                return Some((message, (shared, service, changed, seen, ready)));
-            }
-            changed.borrow_and_update();
-            let now = shared.read(|registry| registry.service(&service)).unwrap_or_default();
-            let is_first = seen.is_none();
-            let before = seen.take().unwrap_or_default();
-            for change in discovery::changes(&before, &now) {
-                ready.push_back(sse::message(&event(&service, change)));
-            }
-            if is_first {
-                ready.push_back(sse::message(&Event { service: &service, kind: "current", instance: None }));
-            }
-            seen = Some(now);
-            if ready.is_empty() {
-                let pause = tokio::time::sleep(std::time::Duration::from_secs(30));
-                tokio::select! {
-                    changed = changed.changed() => if changed.is_err() { return None },
-                    _ = pause => ready.push_back(Bytes::from_static(sse::KEEP_ALIVE)),
+    let state = (
+        shared,
+        service,
+        changed,
+        None::<Service>,
+        VecDeque::<Bytes>::new(),
+    );
+    let stream = futures::stream::unfold(
+        state,
+        |(shared, service, mut changed, mut seen, mut ready)| async move {
+            loop {
+                if let Some(message) = ready.pop_front() {
+                    let message = Ok::<_, std::convert::Infallible>(message);
+                    return Some((message, (shared, service, changed, seen, ready)));
+                }
+                changed.borrow_and_update();
+                let now = shared
+                    .read(|registry| registry.service(&service))
+                    .unwrap_or_default();
+                let is_first = seen.is_none();
+                let before = seen.take().unwrap_or_default();
+                for change in discovery::changes(&before, &now) {
+                    ready.push_back(sse::message(&event(&service, change)));
+                }
+                if is_first {
+                    ready.push_back(sse::message(&Event {
+                        service: &service,
+                        kind: "current",
+                        instance: None,
+                    }));
+                }
+                seen = Some(now);
+                if ready.is_empty() {
+                    let pause = tokio::time::sleep(std::time::Duration::from_secs(30));
+                    tokio::select! {
+                        changed = changed.changed() => if changed.is_err() { return None },
+                        _ = pause => ready.push_back(Bytes::from_static(sse::KEEP_ALIVE)),
+                    }
                 }
             }
-        }
-    });
+        },
+    );
     Response::builder()
         .header(header::CONTENT_TYPE, sse::CONTENT_TYPE)
         .body(Body::from_stream(stream))
@@ -166,5 +208,9 @@ fn event(service: &str, change: Change) -> Event<'_> {
         Change::Down(instance) => ("down", instance),
         Change::Leader(instance) => ("leader", instance),
     };
-    Event { service, kind, instance: Some(instance) }
+    Event {
+        service,
+        kind,
+        instance: Some(instance),
+    }
 }

@@ -53,23 +53,42 @@ const GATEWAY_RETRY: Duration = Duration::from_millis(50);
 
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let (changed, _) = watch::channel(0);
-    let shared = Arc::new(Shared { registry: Mutex::default(), changed });
+    let shared = Arc::new(Shared {
+        registry: Mutex::default(),
+        changed,
+    });
     let controller = Controller::new(&config.controller)?;
     let followed = tokio::spawn(follow::run(shared.clone(), controller, shutdown.clone()));
     let expired = tokio::spawn(expire(shared.clone(), shutdown.clone()));
 
     let gateway = |port| SocketAddr::from((config.gateway, port));
-    let Some(udp) = bind(&shutdown, || tokio::net::UdpSocket::bind(gateway(config.dns_port))).await else {
+    let Some(udp) = bind(&shutdown, || {
+        tokio::net::UdpSocket::bind(gateway(config.dns_port))
+    })
+    .await
+    else {
         return Ok(());
     };
-    let Some(tcp) = bind(&shutdown, || tokio::net::TcpListener::bind(gateway(config.dns_port))).await else {
+    let Some(tcp) = bind(&shutdown, || {
+        tokio::net::TcpListener::bind(gateway(config.dns_port))
+    })
+    .await
+    else {
         return Ok(());
     };
-    let Some(api) = bind(&shutdown, || tokio::net::TcpListener::bind(gateway(config.http_port))).await else {
+    let Some(api) = bind(&shutdown, || {
+        tokio::net::TcpListener::bind(gateway(config.http_port))
+    })
+    .await
+    else {
         return Ok(());
     };
     let local = daemon::server::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, config.http_port))).await?;
-    let names = Arc::new(dns::Names::new(shared.clone(), config.domain, config.gateway.into()));
+    let names = Arc::new(dns::Names::new(
+        shared.clone(),
+        config.domain,
+        config.gateway.into(),
+    ));
     let router = http::router(shared, config.keys);
     tokio::join!(
         dns::serve_udp(Arc::new(udp), names.clone(), shutdown.clone()),
@@ -92,7 +111,9 @@ async fn bind<T, F: Future<Output = std::io::Result<T>>>(
         match bind().await {
             Ok(socket) => return Some(socket),
             Err(error) => {
-                if error.kind() != std::io::ErrorKind::AddrNotAvailable && !std::mem::replace(&mut is_told, true) {
+                if error.kind() != std::io::ErrorKind::AddrNotAvailable
+                    && !std::mem::replace(&mut is_told, true)
+                {
                     tracing::warn!(%error, "cannot listen on the gateway of the jobs; trying again");
                 }
             }

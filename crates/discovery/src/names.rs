@@ -53,13 +53,23 @@ enum Whom<'a> {
 /// long list an answer begins, so that many askers spread over all instances.
 pub fn answer(registry: &Registry, question: &Question, domain: &str, router: IpAddr, turn: usize) -> Answer {
     let name = question.name.as_str();
-    if name == domain || name.strip_suffix(domain).is_some_and(|before| before.ends_with('.')) {
+    if name == domain
+        || name
+            .strip_suffix(domain)
+            .is_some_and(|before| before.ends_with('.'))
+    {
         return of_kind(question.kind, &[], vec![router]);
     }
     let Some(before) = name.strip_suffix(".discoverd") else {
-        return if name == "discoverd" { Answer::Addresses(vec![]) } else { Answer::Forward };
+        return if name == "discoverd" {
+            Answer::Addresses(vec![])
+        } else {
+            Answer::Forward
+        };
     };
-    let Some(whom) = whom(before) else { return Answer::NoSuchName };
+    let Some(whom) = whom(before) else {
+        return Answer::NoSuchName;
+    };
     let found: Vec<Instance> = match whom {
         Whom::All(service) => match registry.service(service) {
             Some(service) => service.instances,
@@ -70,7 +80,10 @@ pub fn answer(registry: &Registry, question: &Question, domain: &str, router: Ip
             None => return Answer::NoSuchName,
         },
         Whom::One { service, id } => {
-            let instances = registry.service(service).map(|service| service.instances).unwrap_or_default();
+            let instances = registry
+                .service(service)
+                .map(|service| service.instances)
+                .unwrap_or_default();
             match instances.into_iter().find(|instance| instance.id == id) {
                 Some(instance) => vec![instance],
                 None => return Answer::NoSuchName,
@@ -79,7 +92,12 @@ pub fn answer(registry: &Registry, question: &Question, domain: &str, router: Ip
     };
     let mut places: Vec<(SocketAddr, String)> = found
         .iter()
-        .filter_map(|instance| Some((instance.addr.parse().ok()?, format!("{}.{}", instance.id, service_of(before)))))
+        .filter_map(|instance| {
+            Some((
+                instance.addr.parse().ok()?,
+                format!("{}.{}", instance.id, service_of(before)),
+            ))
+        })
         .collect();
     if !places.is_empty() {
         let start = turn % places.len();
@@ -90,7 +108,11 @@ pub fn answer(registry: &Registry, question: &Question, domain: &str, router: Ip
         .iter()
         .map(|(place, target)| (place.port(), format!("{target}._i.discoverd"), place.ip()))
         .collect();
-    of_kind(question.kind, &services, places.iter().map(|(place, _)| place.ip()).collect())
+    of_kind(
+        question.kind,
+        &services,
+        places.iter().map(|(place, _)| place.ip()).collect(),
+    )
 }
 
 fn of_kind(kind: QuestionKind, services: &[(u16, String, IpAddr)], addresses: Vec<IpAddr>) -> Answer {
@@ -146,19 +168,30 @@ mod tests {
         };
         let instances = (2..7).map(|last| instance(&format!("i{last}"), last)).collect();
         let mut registry = Registry::default();
-        registry.set_cluster([("shop-web".to_owned(), Service { instances, leader: Some("i4".into()) })]);
+        registry.set_cluster([(
+            "shop-web".to_owned(),
+            Service {
+                instances,
+                leader: Some("i4".into()),
+            },
+        )]);
         registry.create("empty");
         registry
     }
 
     fn check(name: &str, kind: QuestionKind, turn: usize, expected: &str) {
-        let question = Question { name: reads_as(name), kind };
+        let question = Question {
+            name: reads_as(name),
+            kind,
+        };
         let router = "100.100.0.1".parse().unwrap();
         let text = match answer(&registry(), &question, "flynn.localhost", router, turn) {
             Answer::Addresses(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-            Answer::Services(list) => {
-                list.iter().map(|(port, target, _)| format!("{target}:{port}")).collect::<Vec<_>>().join(" ")
-            }
+            Answer::Services(list) => list
+                .iter()
+                .map(|(port, target, _)| format!("{target}:{port}"))
+                .collect::<Vec<_>>()
+                .join(" "),
             Answer::NoSuchName => "no such name".into(),
             Answer::Forward => "forward".into(),
         };
@@ -173,8 +206,18 @@ mod tests {
         check("shop-web.discoverd", Aaaa, 0, "");
         check("leader.shop-web.discoverd", A, 3, "100.100.0.4");
         check("i5.shop-web._i.discoverd", A, 0, "100.100.0.5");
-        check("leader.shop-web.discoverd", Srv, 0, "i4.shop-web._i.discoverd:8080");
-        check("_shop-web._tcp.discoverd", Srv, 1, "i3.shop-web._i.discoverd:8080 i4.shop-web._i.discoverd:8080 i5.shop-web._i.discoverd:8080");
+        check(
+            "leader.shop-web.discoverd",
+            Srv,
+            0,
+            "i4.shop-web._i.discoverd:8080",
+        );
+        check(
+            "_shop-web._tcp.discoverd",
+            Srv,
+            1,
+            "i3.shop-web._i.discoverd:8080 i4.shop-web._i.discoverd:8080 i5.shop-web._i.discoverd:8080",
+        );
         check("empty.discoverd", A, 0, "");
         check("nobody.discoverd", A, 0, "no such name");
         check("nobody.shop-web._i.discoverd", A, 0, "no such name");

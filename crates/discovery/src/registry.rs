@@ -16,7 +16,10 @@ pub struct Service {
 
 impl Service {
     pub fn leader(&self) -> Option<&Instance> {
-        let named = self.leader.as_ref().and_then(|id| self.instances.iter().find(|found| found.id == *id));
+        let named = self
+            .leader
+            .as_ref()
+            .and_then(|id| self.instances.iter().find(|found| found.id == *id));
         named.or(self.instances.first())
     }
 }
@@ -91,9 +94,14 @@ impl Registry {
     /// Forgets who has not been heard of; when to look again.
     pub fn expire(&mut self, now: Timestamp) -> Option<Timestamp> {
         for registered in self.registered.values_mut() {
-            registered.instances.retain(|_, (_, heard)| now.since(*heard) < LEASE);
+            registered
+                .instances
+                .retain(|_, (_, heard)| now.since(*heard) < LEASE);
         }
-        let heard = self.registered.values().flat_map(|registered| registered.instances.values());
+        let heard = self
+            .registered
+            .values()
+            .flat_map(|registered| registered.instances.values());
         heard.map(|(_, heard)| *heard + LEASE).min()
     }
 
@@ -105,15 +113,27 @@ impl Registry {
         }
         let mut service = cluster.cloned().unwrap_or_default();
         if let Some(registered) = registered {
-            service.instances.extend(registered.instances.values().map(|(instance, _)| instance.clone()));
-            service.instances.sort_by(|a, b| (a.index, &a.id).cmp(&(b.index, &b.id)));
+            service.instances.extend(
+                registered
+                    .instances
+                    .values()
+                    .map(|(instance, _)| instance.clone()),
+            );
+            service
+                .instances
+                .sort_by(|a, b| (a.index, &a.id).cmp(&(b.index, &b.id)));
             service.leader = registered.manual_leader.clone().or(service.leader);
         }
         Some(service)
     }
 
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.cluster.keys().chain(self.registered.keys()).cloned().collect();
+        let mut names: Vec<_> = self
+            .cluster
+            .keys()
+            .chain(self.registered.keys())
+            .cloned()
+            .collect();
         names.sort();
         names.dedup();
         names
@@ -150,7 +170,13 @@ mod tests {
 
     fn instance(id: &str, index: u64) -> Instance {
         let addr = format!("100.100.0.{index}:80");
-        Instance { id: id.into(), addr, proto: "tcp".into(), meta: BTreeMap::new(), index }
+        Instance {
+            id: id.into(),
+            addr,
+            proto: "tcp".into(),
+            meta: BTreeMap::new(),
+            index,
+        }
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -159,7 +185,10 @@ mod tests {
 
     fn ids(registry: &Registry) -> String {
         let service = registry.service("db").unwrap_or_default();
-        let leader = service.leader().map(|leader| leader.id.clone()).unwrap_or_default();
+        let leader = service
+            .leader()
+            .map(|leader| leader.id.clone())
+            .unwrap_or_default();
         let ids: Vec<_> = service.instances.iter().map(|found| found.id.as_str()).collect();
         format!("{} leader {leader}", ids.join(" "))
     }
@@ -180,7 +209,10 @@ mod tests {
     #[test]
     fn the_clusters_instances_stay_until_the_controller_says_otherwise() {
         let mut registry = Registry::default();
-        let service = Service { instances: vec![instance("a", 1), instance("b", 2)], leader: Some("a".into()) };
+        let service = Service {
+            instances: vec![instance("a", 1), instance("b", 2)],
+            leader: Some("a".into()),
+        };
         registry.set_cluster([("db".to_owned(), service)]);
         registry.expire(at(1_000_000));
         assert_eq!(ids(&registry), "a b leader a");
@@ -200,10 +232,19 @@ mod tests {
 
     #[test]
     fn followers_hear_of_a_leader_after_it_is_up() {
-        let before = Service { instances: vec![instance("a", 1), instance("b", 2)], leader: None };
-        let after = Service { instances: vec![instance("b", 2), instance("c", 3)], leader: Some("c".into()) };
+        let before = Service {
+            instances: vec![instance("a", 1), instance("b", 2)],
+            leader: None,
+        };
+        let after = Service {
+            instances: vec![instance("b", 2), instance("c", 3)],
+            leader: Some("c".into()),
+        };
         let (a, c) = (instance("a", 1), instance("c", 3));
-        assert_eq!(changes(&before, &after), [Change::Up(c.clone()), Change::Down(a), Change::Leader(c)]);
+        assert_eq!(
+            changes(&before, &after),
+            [Change::Up(c.clone()), Change::Down(a), Change::Leader(c)]
+        );
         assert_eq!(changes(&after, &after), []);
     }
 }

@@ -109,7 +109,12 @@ impl Default for Network {
 
 impl Default for Builds {
     fn default() -> Self {
-        Builds { at_once: 2, memory_bytes: 2 << 30, disk_bytes: 4 << 30, timeout_s: 900 }
+        Builds {
+            at_once: 2,
+            memory_bytes: 2 << 30,
+            disk_bytes: 4 << 30,
+            timeout_s: 900,
+        }
     }
 }
 
@@ -123,7 +128,8 @@ impl Config {
             }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let config: Config = toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        let config: Config =
+            toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
         config.check()?;
         Ok(config)
     }
@@ -132,13 +138,21 @@ impl Config {
         let is_domain = !self.domain.is_empty()
             && self.domain.len() <= 200
             && self.domain.split('.').all(|label| {
-                !label.is_empty() && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                !label.is_empty()
+                    && label
+                        .bytes()
+                        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             });
         if !is_domain {
-            bail!("the domain {:?} is not a lower-case domain name such as flynn.localhost", self.domain);
+            bail!(
+                "the domain {:?} is not a lower-case domain name such as flynn.localhost",
+                self.domain
+            );
         }
         if self.http.is_empty() && self.https.is_empty() {
-            bail!("the router has nothing to listen on: give `http` or `https` an address such as 0.0.0.0:80");
+            bail!(
+                "the router has nothing to listen on: give `http` or `https` an address such as 0.0.0.0:80"
+            );
         }
         self.host_id()?;
         self.overlay()?;
@@ -175,19 +189,27 @@ impl Config {
 
     /// What jobs may reach of this host beside names: the router, on whatever address it has.
     pub fn overlay(&self) -> Result<overlay::Config> {
-        let subnet: overlay::Subnet =
-            self.network.subnet.parse().map_err(|error| anyhow::anyhow!("network.subnet: {error}"))?;
-        let mut config =
-            overlay::Config::new(&self.network.interface_prefix, &self.network.table, subnet);
+        let subnet: overlay::Subnet = self
+            .network
+            .subnet
+            .parse()
+            .map_err(|error| anyhow::anyhow!("network.subnet: {error}"))?;
+        let mut config = overlay::Config::new(&self.network.interface_prefix, &self.network.table, subnet);
         let ports = self.http.iter().chain(&self.https).map(SocketAddr::port);
         config.router_ports = ports.clone().collect();
         config.host_ports = ports
-            .map(|port| overlay::HostPort { address: None, protocol: overlay::Protocol::Tcp, port })
+            .map(|port| overlay::HostPort {
+                address: None,
+                protocol: overlay::Protocol::Tcp,
+                port,
+            })
             .collect();
         config.dns_port = self.dns_port;
         config.discoverd_port = Some(self.discoverd_port);
         for blocked in &self.network.blocked {
-            let parsed = blocked.parse().map_err(|error| anyhow::anyhow!("network.blocked {blocked:?}: {error}"))?;
+            let parsed = blocked
+                .parse()
+                .map_err(|error| anyhow::anyhow!("network.blocked {blocked:?}: {error}"))?;
             config.blocked.push(parsed);
         }
         config.validate()?;
@@ -213,7 +235,10 @@ mod tests {
     #[test]
     fn everything_has_a_default_and_mistakes_are_named() {
         check("", "flynn.localhost");
-        check("domain = \"paas.example.com\"\nhttps = [\"127.0.0.1:8443\"]", "paas.example.com:8443");
+        check(
+            "domain = \"paas.example.com\"\nhttps = [\"127.0.0.1:8443\"]",
+            "paas.example.com:8443",
+        );
         check("domian = \"x\"", "unknown field `domian`");
         check("domain = \"Not A Domain\"", "lower-case domain name");
         check("host = \"a-b\"", "a host id has");

@@ -34,7 +34,10 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let logs = logs::Logs::new(state.clone(), host.clone());
     let route = |subdomain: &str, listener: &tokio::net::TcpListener| -> Result<SystemRoute> {
-        Ok(SystemRoute { subdomain: subdomain.into(), address: listener.local_addr()? })
+        Ok(SystemRoute {
+            subdomain: subdomain.into(),
+            address: listener.local_addr()?,
+        })
     };
     let controller = controller::Controller::new(
         store.clone(),
@@ -141,7 +144,8 @@ fn prepare(state: &StateDir) -> Result<()> {
         state.builds(),
         state.run(),
     ] {
-        files::create_private_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        files::create_private_dir(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
     }
     Ok(())
 }
@@ -154,9 +158,9 @@ struct ForgetBuilds {
 impl Forget for ForgetBuilds {
     fn forget(&self, app: AppId) -> BoxFuture<'_, Result<(), api::Error>> {
         Box::pin(async move {
-            builder::forget(&self.state, app)
-                .await
-                .map_err(|error| api::Error::unavailable(format!("cannot remove the app's builds: {error:#}")))
+            builder::forget(&self.state, app).await.map_err(|error| {
+                api::Error::unavailable(format!("cannot remove the app's builds: {error:#}"))
+            })
         })
     }
 }

@@ -6,7 +6,13 @@ use types::Timestamp;
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<_> = (0..columns)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .map(|column| {
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        })
         .collect();
     let mut out = String::new();
     for row in rows {
@@ -42,8 +48,14 @@ mod tests {
     #[test]
     fn tables_line_up() {
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
-        let text = table(&[row(&["ID", "ADDR", "RAFT STATUS"]), row(&["host0", "10.0.0.1:1113", "peer (leader)"])]);
-        assert_eq!(text, "ID     ADDR           RAFT STATUS\nhost0  10.0.0.1:1113  peer (leader)\n");
+        let text = table(&[
+            row(&["ID", "ADDR", "RAFT STATUS"]),
+            row(&["host0", "10.0.0.1:1113", "peer (leader)"]),
+        ]);
+        assert_eq!(
+            text,
+            "ID     ADDR           RAFT STATUS\nhost0  10.0.0.1:1113  peer (leader)\n"
+        );
     }
 
     #[test]

@@ -10,7 +10,10 @@ fn key(config: &Config) -> Result<String> {
     let path = config.state().secrets().join("internal.key");
     let key = files::read_if_exists(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let key = key.with_context(|| {
-        format!("there is no cluster on this machine yet: {} is missing\nhint: `script/up` starts one", path.display())
+        format!(
+            "there is no cluster on this machine yet: {} is missing\nhint: `script/up` starts one",
+            path.display()
+        )
     })?;
     Ok(key.trim().to_owned())
 }
@@ -24,5 +27,9 @@ pub fn host(config: &Config) -> Result<Client> {
 }
 
 fn endpoint(config: &Config, address: std::net::SocketAddr) -> Result<Endpoint> {
-    Ok(Endpoint { url: format!("http://{address}"), key: key(config)?, trust: Trust::System })
+    Ok(Endpoint {
+        url: format!("http://{address}"),
+        key: key(config)?,
+        trust: Trust::System,
+    })
 }

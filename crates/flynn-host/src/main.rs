@@ -133,7 +133,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let config = Config::load(&cli.config)?;
     // Two threads carry a host's control plane; builds and blocking work have threads of their own.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match cli.command {
             Command::Daemon => daemon_command::run(config).await,
@@ -141,12 +144,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Supervise => supervise::run(config, &cli.config).await,
             Command::List { json } => operate::list(&config, json).await,
             Command::Ps { all, quiet, json } => operate::ps(&config, all, quiet, json).await,
-            Command::Log { follow, lines, init, split_stderr, id } => {
-                operate::log(&config, &id, follow, lines, init, split_stderr).await
-            }
-            Command::Inspect { omit_env, redact_env, id } => {
-                operate::inspect(&config, &id, omit_env, &redact_env).await
-            }
+            Command::Log {
+                follow,
+                lines,
+                init,
+                split_stderr,
+                id,
+            } => operate::log(&config, &id, follow, lines, init, split_stderr).await,
+            Command::Inspect {
+                omit_env,
+                redact_env,
+                id,
+            } => operate::inspect(&config, &id, omit_env, &redact_env).await,
             Command::Stop { ids } => operate::stop(&config, &ids).await,
             Command::Signal { id, signal } => operate::signal(&config, &id, &signal).await,
             Command::CliAdd => operate::cli_add_command(&config),

@@ -36,7 +36,11 @@ pub async fn list(config: &Config, json: bool) -> Result<()> {
 }
 
 pub async fn ps(config: &Config, all: bool, quiet: bool, json: bool) -> Result<()> {
-    let path = if all { "/host/jobs" } else { "/host/jobs?active=true" };
+    let path = if all {
+        "/host/jobs"
+    } else {
+        "/host/jobs?active=true"
+    };
     let jobs: BTreeMap<String, ActiveJob> = host_client::host(config)?.get(path).await?;
     if json {
         return print_json(&jobs);
@@ -47,16 +51,29 @@ pub async fn ps(config: &Config, all: bool, quiet: bool, json: bool) -> Result<(
         jobs.iter().for_each(|(id, _)| println!("{id}"));
         return Ok(());
     }
-    let head = ["ID", "STATE", "CREATED", "CONTROLLER APP", "CONTROLLER TYPE", "ERROR"];
+    let head = [
+        "ID",
+        "STATE",
+        "CREATED",
+        "CONTROLLER APP",
+        "CONTROLLER TYPE",
+        "ERROR",
+    ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for (id, job) in jobs {
         let meta = |key: &str| {
-            job.job.as_ref().and_then(|job| job.metadata.get(key)).cloned().unwrap_or_default()
+            job.job
+                .as_ref()
+                .and_then(|job| job.metadata.get(key))
+                .cloned()
+                .unwrap_or_default()
         };
         rows.push(vec![
             id,
             state_name(job.status).to_owned(),
-            job.created_at.map(|at| ago(at, daemon::now())).unwrap_or_default(),
+            job.created_at
+                .map(|at| ago(at, daemon::now()))
+                .unwrap_or_default(),
             meta(HostJob::APP_NAME),
             meta(HostJob::TYPE),
             job.error.clone().unwrap_or_default(),
@@ -85,9 +102,17 @@ pub async fn log(
     split_stderr: bool,
 ) -> Result<()> {
     let job = find(config, id).await?;
-    let app = job.job.as_ref().and_then(|job| job.metadata.get(HostJob::APP)).cloned();
+    let app = job
+        .job
+        .as_ref()
+        .and_then(|job| job.metadata.get(HostJob::APP))
+        .cloned();
     let app = app.with_context(|| format!("job {id} belongs to no app"))?;
-    let streams = if init { "stdout,stderr,init" } else { "stdout,stderr" };
+    let streams = if init {
+        "stdout,stderr,init"
+    } else {
+        "stdout,stderr"
+    };
     let query = Query {
         follow,
         job_id: Some(id.to_owned()),
@@ -127,7 +152,10 @@ pub async fn stop(config: &Config, ids: &[String]) -> Result<()> {
     let host = host_client::host(config)?;
     let mut failed = 0;
     for id in ids {
-        match host.delete(&format!("/host/jobs/{}", api::client::escape(id))).await {
+        match host
+            .delete(&format!("/host/jobs/{}", api::client::escape(id)))
+            .await
+        {
             Ok(()) => println!("{id} stopped"),
             Err(error) => {
                 failed += 1;
@@ -145,7 +173,9 @@ pub async fn signal(config: &Config, id: &str, signal: &str) -> Result<()> {
     let number = signal_number(signal)
         .with_context(|| format!("{signal:?} is no signal; give a number or a name such as TERM"))?;
     let path = format!("/host/jobs/{}/signal/{number}", api::client::escape(id));
-    host_client::host(config)?.send(api::client::Method::PUT, &path, None::<&()>).await?;
+    host_client::host(config)?
+        .send(api::client::Method::PUT, &path, None::<&()>)
+        .await?;
     Ok(())
 }
 
@@ -156,11 +186,25 @@ fn signal_number(text: &str) -> Option<i32> {
     }
     let name = text.to_ascii_uppercase();
     let known = [
-        ("HUP", 1), ("INT", 2), ("QUIT", 3), ("KILL", 9), ("USR1", 10), ("USR2", 12), ("TERM", 15), ("CONT", 18),
-        ("STOP", 19), ("TSTP", 20), ("TTIN", 21), ("TTOU", 22), ("WINCH", 28),
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("USR2", 12),
+        ("TERM", 15),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("TSTP", 20),
+        ("TTIN", 21),
+        ("TTOU", 22),
+        ("WINCH", 28),
     ];
     let name = name.strip_prefix("SIG").unwrap_or(&name);
-    known.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    known
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| *number)
 }
 
 /// The command that adds this cluster to a user's `flynn`.
@@ -168,12 +212,18 @@ pub fn cli_add_command(config: &Config) -> Result<()> {
     let secrets = config.state().secrets();
     let read = |name: &str| -> Result<String> {
         files_read(&secrets.join(name))?.with_context(|| {
-            format!("there is no cluster on this machine yet: {name} is missing\nhint: `script/up` starts one")
+            format!(
+                "there is no cluster on this machine yet: {name} is missing\nhint: `script/up` starts one"
+            )
         })
     };
     let certificate = read("cluster.pem")?;
     let pin = api::tls::pin_of_pem(&certificate).context("the cluster's certificate is damaged")?;
-    println!("flynn cluster add -p {pin} default {} {}", config.domain_with_port(), read("controller.key")?.trim());
+    println!(
+        "flynn cluster add -p {pin} default {} {}",
+        config.domain_with_port(),
+        read("controller.key")?.trim()
+    );
     Ok(())
 }
 

@@ -26,7 +26,10 @@ pub async fn run(config: Config) -> Result<()> {
         tcp_bind_ip: config.tcp_bind,
         state_file: Some(table),
         access_log_directory: Some(state.logs()),
-        default_certificate: Some(router::CertificatePem { cert: secrets.tls.cert, key: secrets.tls.key }),
+        default_certificate: Some(router::CertificatePem {
+            cert: secrets.tls.cert,
+            key: secrets.tls.key,
+        }),
         ..Default::default()
     };
     router::run(router, Box::new(feed), async move { shutdown.cancelled().await }).await

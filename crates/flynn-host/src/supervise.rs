@@ -68,7 +68,11 @@ impl Part {
                 }
                 Err(error) => tracing::error!(part = self.name, %error, "cannot start"),
             }
-            pause = if began.elapsed() > RUN_LONG { PAUSE_FIRST } else { (pause * 2).min(PAUSE_MAX) };
+            pause = if began.elapsed() > RUN_LONG {
+                PAUSE_FIRST
+            } else {
+                (pause * 2).min(PAUSE_MAX)
+            };
             tokio::select! {
                 _ = tokio::time::sleep(pause) => {}
                 _ = shutdown.cancelled() => {}
@@ -105,12 +109,20 @@ impl Part {
 
     /// Ends what an earlier supervisor left running: it holds the ports and the store.
     async fn end_former(&self) {
-        let Ok(text) = std::fs::read_to_string(&self.pid_file) else { return };
-        let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else { return };
+        let Ok(text) = std::fs::read_to_string(&self.pid_file) else {
+            return;
+        };
+        let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else {
+            return;
+        };
         if !runs_program(pid, self.name) {
             return;
         }
-        tracing::info!(part = self.name, pid = pid.as_raw_nonzero().get(), "ending the one that was left");
+        tracing::info!(
+            part = self.name,
+            pid = pid.as_raw_nonzero().get(),
+            "ending the one that was left"
+        );
         let _ = kill_process(pid, Signal::TERM);
         let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
         while runs_program(pid, self.name) {
@@ -125,9 +137,13 @@ impl Part {
 /// Whether the process is really ours and not another that got its number since.
 pub fn runs_program(pid: Pid, part: &str) -> bool {
     let path = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
-    let Ok(command) = std::fs::read(path) else { return false };
+    let Ok(command) = std::fs::read(path) else {
+        return false;
+    };
     let arguments: Vec<_> = command.split(|byte| *byte == 0).collect();
-    let is_ours = arguments.first().is_some_and(|program| program.ends_with(b"flynn-host"));
+    let is_ours = arguments
+        .first()
+        .is_some_and(|program| program.ends_with(b"flynn-host"));
     is_ours && arguments.contains(&part.as_bytes())
 }
 

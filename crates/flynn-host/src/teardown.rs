@@ -14,7 +14,10 @@ pub async fn run(config: &Config, remove_state: bool) -> Result<()> {
         if let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw)
             && runs_program(pid, part)
         {
-            bail!("the {name} is running (process {}); stop it first", pid.as_raw_nonzero());
+            bail!(
+                "the {name} is running (process {}); stop it first",
+                pid.as_raw_nonzero()
+            );
         }
     }
     let mut jobs = 0;
@@ -24,7 +27,9 @@ pub async fn run(config: &Config, remove_state: bool) -> Result<()> {
             container::cleanup(&directory)?;
             std::fs::remove_dir_all(&directory)
         });
-        ended.await?.with_context(|| format!("cannot end the job in {}", entry.path().display()))?;
+        ended
+            .await?
+            .with_context(|| format!("cannot end the job in {}", entry.path().display()))?;
         jobs += 1;
     }
     overlay::Network::teardown(&config.overlay()?).await?;
@@ -32,7 +37,8 @@ pub async fn run(config: &Config, remove_state: bool) -> Result<()> {
     container::cgroup::Cgroup::locate(&config.cgroup)?.destroy()?;
     println!("Ended {jobs} jobs and removed the network.");
     if remove_state {
-        files::remove_all(state.root()).with_context(|| format!("cannot remove {}", state.root().display()))?;
+        files::remove_all(state.root())
+            .with_context(|| format!("cannot remove {}", state.root().display()))?;
         println!("Removed {}.", state.root().display());
     }
     Ok(())

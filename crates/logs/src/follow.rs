@@ -33,14 +33,25 @@ pub fn follow(
 ) -> impl futures::Stream<Item = Message> + Send {
     let (sender, receiver) = tokio::sync::mpsc::channel(256);
     tokio::spawn(async move {
-        let mut tails = Tails { directory, host, filter, open: BTreeMap::new() };
+        let mut tails = Tails {
+            directory,
+            host,
+            filter,
+            open: BTreeMap::new(),
+        };
         let mut is_first = true;
         while !sender.is_closed() {
             let looked = tokio::task::spawn_blocking(move || {
-                let messages = if is_first { tails.begin(lines) } else { tails.look() };
+                let messages = if is_first {
+                    tails.begin(lines)
+                } else {
+                    tails.look()
+                };
                 (tails, messages)
             });
-            let Ok((back, messages)) = looked.await else { return };
+            let Ok((back, messages)) = looked.await else {
+                return;
+            };
             (tails, is_first) = (back, false);
             for message in messages {
                 if sender.send(message).await.is_err() {
@@ -53,7 +64,9 @@ pub fn follow(
             }
         }
     });
-    futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
+    futures::stream::unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    })
 }
 
 struct Tails {
@@ -99,7 +112,9 @@ impl Tails {
             {
                 self.open.insert(source.clone(), tail);
             }
-            let Some(tail) = self.open.get_mut(&source) else { continue };
+            let Some(tail) = self.open.get_mut(&source) else {
+                continue;
+            };
             tail.read(&source, &self.host, &self.filter, &mut messages);
             let is_rotated = fs::metadata(&source.path).is_ok_and(|meta| meta.ino() != tail.inode);
             if is_rotated {
@@ -122,15 +137,27 @@ impl Tail {
     fn open(source: &Source) -> Option<Tail> {
         let file = File::open(&source.path).ok()?;
         let inode = file.metadata().ok()?.ino();
-        Some(Tail { file, inode, assembler: Assembler::default(), unfinished: vec![] })
+        Some(Tail {
+            file,
+            inode,
+            assembler: Assembler::default(),
+            unfinished: vec![],
+        })
     }
 
     /// Whether there was anything to read.
     fn read(&mut self, source: &Source, host: &str, filter: &Filter, messages: &mut Vec<Message>) -> bool {
-        let Ok(length) = (&mut self.file).take(LOOK_BYTES_MAX).read_to_end(&mut self.unfinished) else {
+        let Ok(length) = (&mut self.file)
+            .take(LOOK_BYTES_MAX)
+            .read_to_end(&mut self.unfinished)
+        else {
             return false;
         };
-        let end = self.unfinished.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let end = self
+            .unfinished
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
         let rest = self.unfinished.split_off(end);
         let lines = std::mem::replace(&mut self.unfinished, rest);
         let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());

@@ -43,7 +43,10 @@ pub(crate) struct Filter {
 
 impl Logs {
     pub fn new(state_dir: StateDir, host: HostId) -> Self {
-        Logs { state_dir: Arc::new(state_dir), host }
+        Logs {
+            state_dir: Arc::new(state_dir),
+            host,
+        }
     }
 
     /// Keeps what is kept within bounds, until `shutdown`.
@@ -70,9 +73,10 @@ impl LogSource for Logs {
                 sender.blocking_send(message).is_ok()
             });
         });
-        Ok(Box::pin(futures::stream::unfold(receiver, |mut receiver| async move {
-            Some((receiver.recv().await?, receiver))
-        })))
+        Ok(Box::pin(futures::stream::unfold(
+            receiver,
+            |mut receiver| async move { Some((receiver.recv().await?, receiver)) },
+        )))
     }
 
     async fn forget(&self, app: AppId) -> Result<(), Error> {
@@ -90,15 +94,26 @@ impl Filter {
         let streams: Option<Vec<String>> = streams.map(|list| list.split(',').map(str::to_owned).collect());
         for stream in streams.iter().flatten() {
             if !["stdout", "stderr", "init"].contains(&stream.as_str()) {
-                return Err(Error::validation("stream_types", format!("has no stream {stream:?}")));
+                return Err(Error::validation(
+                    "stream_types",
+                    format!("has no stream {stream:?}"),
+                ));
             }
         }
         // A job is named by its UUID or by its whole id; one that is neither has no lines.
-        let job = query.job_id.as_deref().filter(|id| !id.is_empty()).map(|id| match id.parse::<JobRef>() {
-            Ok(reference) => reference.job.to_string(),
-            Err(_) => id.to_owned(),
-        });
-        Ok(Filter { job, process_type: query.process_type.clone().filter(|name| !name.is_empty()), streams })
+        let job = query
+            .job_id
+            .as_deref()
+            .filter(|id| !id.is_empty())
+            .map(|id| match id.parse::<JobRef>() {
+                Ok(reference) => reference.job.to_string(),
+                Err(_) => id.to_owned(),
+            });
+        Ok(Filter {
+            job,
+            process_type: query.process_type.clone().filter(|name| !name.is_empty()),
+            streams,
+        })
     }
 }
 

@@ -39,7 +39,10 @@ pub fn past(
 
 /// The newest messages of all sources together, oldest first.
 fn newest(sources: &[Source], host: &str, filter: &Filter, lines: usize) -> Vec<Message> {
-    let mut all: Vec<_> = sources.iter().flat_map(|source| tail(source, host, filter, lines)).collect();
+    let mut all: Vec<_> = sources
+        .iter()
+        .flat_map(|source| tail(source, host, filter, lines))
+        .collect();
     all.sort_by_key(|message| message.timestamp);
     all.split_off(all.len().saturating_sub(lines))
 }
@@ -53,8 +56,10 @@ fn tail(source: &Source, host: &str, filter: &Filter, lines: usize) -> VecDeque<
     loop {
         let is_all = last_records(source, wanted, &mut records).unwrap_or(true);
         let mut assembler = Assembler::default();
-        let mut messages: VecDeque<_> =
-            records.iter().filter_map(|line| assembler.push(line, source, host, filter)).collect();
+        let mut messages: VecDeque<_> = records
+            .iter()
+            .filter_map(|line| assembler.push(line, source, host, filter))
+            .collect();
         if is_all || messages.len() >= lines {
             messages.drain(..messages.len().saturating_sub(lines));
             return messages;
@@ -78,8 +83,19 @@ fn last_records(source: &Source, count: usize, records: &mut VecDeque<Vec<u8>>) 
             block.append(&mut unfinished);
             end = start;
             // What stands before the first newline began in an earlier block.
-            let first = if start == 0 { 0 } else { block.iter().position(|b| *b == b'\n').map_or(block.len(), |at| at + 1) };
-            for line in block[first..].split(|b| *b == b'\n').rev().filter(|line| !line.is_empty()) {
+            let first = if start == 0 {
+                0
+            } else {
+                block
+                    .iter()
+                    .position(|b| *b == b'\n')
+                    .map_or(block.len(), |at| at + 1)
+            };
+            for line in block[first..]
+                .split(|b| *b == b'\n')
+                .rev()
+                .filter(|line| !line.is_empty())
+            {
                 records.push_front(line.to_vec());
             }
             unfinished = block[..first].to_vec();
@@ -124,7 +140,12 @@ fn merge(sources: &[Source], host: &str, filter: &Filter, mut take: impl FnMut(M
             heap.push(Reverse(Next { message, reader, at }));
         }
     }
-    while let Some(Reverse(Next { message, mut reader, at })) = heap.pop() {
+    while let Some(Reverse(Next {
+        message,
+        mut reader,
+        at,
+    })) = heap.pop()
+    {
         if !take(message) {
             return;
         }
@@ -144,8 +165,16 @@ struct Reader {
 impl Reader {
     fn open(source: &Source) -> Self {
         let files = [source.rotated(), source.path.clone()];
-        let files = files.iter().filter_map(|path| File::open(path).ok()).map(BufReader::new).collect();
-        Reader { files, assembler: Assembler::default(), line: vec![] }
+        let files = files
+            .iter()
+            .filter_map(|path| File::open(path).ok())
+            .map(BufReader::new)
+            .collect();
+        Reader {
+            files,
+            assembler: Assembler::default(),
+            line: vec![],
+        }
     }
 
     fn next(&mut self, source: &Source, host: &str, filter: &Filter) -> Option<Message> {

@@ -43,7 +43,10 @@ fn sweep(directory: &Path, jobs: &Path, now: SystemTime) -> io::Result<()> {
     let mut ended = vec![];
     for entry in fs::read_dir(directory)?.flatten() {
         let path = entry.path();
-        let Some(stem) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next())
+        let Some(stem) = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.split('.').next())
         else {
             continue;
         };

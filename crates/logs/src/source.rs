@@ -42,7 +42,10 @@ impl Source {
 /// All that the filter lets through, in a fixed order.
 pub fn sources(directory: &Path, filter: &Filter) -> Vec<Source> {
     let mut found: Vec<_> = match fs::read_dir(directory) {
-        Ok(entries) => entries.flatten().filter_map(|entry| source(entry.path())).collect(),
+        Ok(entries) => entries
+            .flatten()
+            .filter_map(|entry| source(entry.path()))
+            .collect(),
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
                 tracing::warn!(directory = %directory.display(), %error, "cannot list an app's logs");
@@ -52,7 +55,10 @@ pub fn sources(directory: &Path, filter: &Filter) -> Vec<Source> {
     };
     found.retain(|source| {
         filter.job.as_ref().is_none_or(|job| source.job_id == *job)
-            && filter.process_type.as_ref().is_none_or(|wanted| source.process_type == *wanted)
+            && filter
+                .process_type
+                .as_ref()
+                .is_none_or(|wanted| source.process_type == *wanted)
     });
     found.sort();
     found
@@ -64,12 +70,22 @@ fn source(path: PathBuf) -> Option<Source> {
     }
     let stem = path.file_stem()?.to_str()?.to_owned();
     if stem == "router" {
-        return Some(Source { path, job_id: String::new(), process_type: "router".into(), name: "router" });
+        return Some(Source {
+            path,
+            job_id: String::new(),
+            process_type: "router".into(),
+            name: "router",
+        });
     }
     let sidecar = fs::read(path.with_extension("json")).ok();
     let sidecar = sidecar.and_then(|bytes| serde_json::from_slice::<Sidecar>(&bytes).ok());
     let process_type = sidecar.map(|sidecar| sidecar.process_type).unwrap_or_default();
-    Some(Source { path, job_id: stem, process_type, name: "app" })
+    Some(Source {
+        path,
+        job_id: stem,
+        process_type,
+        name: "app",
+    })
 }
 
 /// Joins the pieces of lines, which each stream of a source has of its own.
@@ -89,7 +105,11 @@ impl Assembler {
         }
         let text = std::mem::take(piece);
         let stream = record.stream.as_str();
-        if filter.streams.as_ref().is_some_and(|streams| !streams.iter().any(|wanted| wanted == stream)) {
+        if filter
+            .streams
+            .as_ref()
+            .is_some_and(|streams| !streams.iter().any(|wanted| wanted == stream))
+        {
             return None;
         }
         Some(Message {

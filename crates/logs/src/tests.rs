@@ -22,7 +22,11 @@ impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let logs = Logs::new(StateDir::new(dir.path()), "host0".parse().unwrap());
-        let world = World { dir, logs, app: AppId(Uuid::from_u128(1)) };
+        let world = World {
+            dir,
+            logs,
+            app: AppId(Uuid::from_u128(1)),
+        };
         fs::create_dir_all(world.directory()).unwrap();
         world
     }
@@ -54,8 +58,18 @@ impl World {
 fn append(path: &Path, seconds: i64, stream: Stream, is_partial: bool, text: &str) {
     let mut line = vec![];
     let time = Timestamp::from_micros(seconds * 1_000_000);
-    Record { time, stream, is_partial, text: text.as_bytes() }.write(&mut line);
-    let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    Record {
+        time,
+        stream,
+        is_partial,
+        text: text.as_bytes(),
+    }
+    .write(&mut line);
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .unwrap();
     file.write_all(&line).unwrap();
 }
 
@@ -75,13 +89,65 @@ async fn jobs_are_merged_by_time_and_filtered() {
     let world = two_jobs();
     let query = Query::default;
     world.check(query(), "a b c d").await;
-    world.check(Query { lines: Some(2), ..query() }, "c d").await;
-    world.check(Query { lines: Some(0), ..query() }, "").await;
-    world.check(Query { process_type: Some("web".into()), ..query() }, "a c").await;
-    world.check(Query { job_id: Some(format!("host0-{}", job(2))), ..query() }, "b d").await;
-    world.check(Query { stream_types: Some("stderr".into()), ..query() }, "b c").await;
-    world.check(Query { stream_types: Some("stderr".into()), lines: Some(1), ..query() }, "c").await;
-    let unknown = Query { stream_types: Some("stdin".into()), ..query() };
+    world
+        .check(
+            Query {
+                lines: Some(2),
+                ..query()
+            },
+            "c d",
+        )
+        .await;
+    world
+        .check(
+            Query {
+                lines: Some(0),
+                ..query()
+            },
+            "",
+        )
+        .await;
+    world
+        .check(
+            Query {
+                process_type: Some("web".into()),
+                ..query()
+            },
+            "a c",
+        )
+        .await;
+    world
+        .check(
+            Query {
+                job_id: Some(format!("host0-{}", job(2))),
+                ..query()
+            },
+            "b d",
+        )
+        .await;
+    world
+        .check(
+            Query {
+                stream_types: Some("stderr".into()),
+                ..query()
+            },
+            "b c",
+        )
+        .await;
+    world
+        .check(
+            Query {
+                stream_types: Some("stderr".into()),
+                lines: Some(1),
+                ..query()
+            },
+            "c",
+        )
+        .await;
+    let unknown = Query {
+        stream_types: Some("stdin".into()),
+        ..query()
+    };
     assert!(world.logs.query(world.app, unknown).await.is_err());
 }
 
@@ -91,7 +157,12 @@ async fn pieces_are_joined_and_torn_lines_left_out() {
     append(&world.path(1), 1, Stream::Stdout, true, "one ");
     append(&world.path(1), 2, Stream::Stderr, false, "between");
     append(&world.path(1), 3, Stream::Stdout, false, "line");
-    fs::OpenOptions::new().append(true).open(world.path(1)).unwrap().write_all(b"2026-11-23T05:2").unwrap();
+    fs::OpenOptions::new()
+        .append(true)
+        .open(world.path(1))
+        .unwrap()
+        .write_all(b"2026-11-23T05:2")
+        .unwrap();
     world.check(Query::default(), "between one line").await;
 }
 
@@ -103,15 +174,33 @@ async fn the_rotated_file_comes_before_the_current_one() {
     }
     fs::rename(world.path(1), world.path(1).with_extension("log.1")).unwrap();
     world.write(1, 5000, Stream::Stdout, "5000");
-    world.check(Query { lines: Some(3), ..Query::default() }, "4998 4999 5000").await;
-    let all: Vec<_> = world.logs.query(world.app, Query::default()).await.unwrap().collect().await;
+    world
+        .check(
+            Query {
+                lines: Some(3),
+                ..Query::default()
+            },
+            "4998 4999 5000",
+        )
+        .await;
+    let all: Vec<_> = world
+        .logs
+        .query(world.app, Query::default())
+        .await
+        .unwrap()
+        .collect()
+        .await;
     assert_eq!(all.len(), 5001);
 }
 
 #[tokio::test]
 async fn following_loses_and_doubles_nothing_through_rotation_and_new_jobs() {
     let world = two_jobs();
-    let query = Query { follow: true, lines: Some(1), ..Query::default() };
+    let query = Query {
+        follow: true,
+        lines: Some(1),
+        ..Query::default()
+    };
     let mut stream = world.logs.query(world.app, query).await.unwrap();
     let mut next = async || stream.next().await.unwrap().msg;
     assert_eq!(next().await, "d");

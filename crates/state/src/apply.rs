@@ -17,33 +17,46 @@ impl State {
     fn change(&mut self, at: Timestamp, change: Change) -> Outcome {
         match change {
             Change::CreateApp { app, route } => self.create_app(at, app, route),
-            Change::UpdateApp { app, meta, strategy, deploy_timeout } => {
-                self.update_app(at, app, meta, strategy, deploy_timeout)
-            }
+            Change::UpdateApp {
+                app,
+                meta,
+                strategy,
+                deploy_timeout,
+            } => self.update_app(at, app, meta, strategy, deploy_timeout),
             Change::DeleteApp { app } => self.delete_app(at, app),
             Change::FinishAppDeletion { app } => self.finish_app_deletion(at, app),
             Change::CreateArtifact { artifact } => return self.create_artifact(at, artifact),
             Change::CreateRelease { release } => self.create_release(at, release),
             Change::SetAppRelease { app, release } => self.set_app_release(at, app, release),
             Change::DeleteRelease { app, release } => self.delete_release(at, app, release),
-            Change::Scale { request, app, release, processes, tags } => {
-                self.scale(at, request, app, release, processes, tags)
-            }
-            Change::SetFormation { app, release, processes, tags } => {
-                self.set_formation(at, app, release, processes, tags)
-            }
+            Change::Scale {
+                request,
+                app,
+                release,
+                processes,
+                tags,
+            } => self.scale(at, request, app, release, processes, tags),
+            Change::SetFormation {
+                app,
+                release,
+                processes,
+                tags,
+            } => self.set_formation(at, app, release, processes, tags),
             Change::DeleteFormation { app, release } => {
                 self.formations.remove(&(app, release));
                 Ok(())
             }
             Change::CompleteScaleRequest { request } => self.complete_scale_request(at, request),
             Change::CreateDeployment { deployment } => self.create_deployment(at, deployment),
-            Change::SetDeploymentStatus { deployment, status, error } => {
-                self.set_deployment_status(at, deployment, status, error)
-            }
-            Change::RetargetDeployment { deployment, processes } => {
-                self.retarget_deployment(deployment, processes)
-            }
+            Change::SetDeploymentStatus {
+                deployment,
+                status,
+                error,
+            } => self.set_deployment_status(at, deployment, status, error),
+            Change::RetargetDeployment {
+                deployment,
+                processes,
+            } => self.retarget_deployment(deployment, processes),
             Change::CreateJob { job } => self.create_job(at, job),
             Change::Job { job, change } => self.change_job(at, job, change),
             Change::CreateRoute { route, certificate } => self.create_route(at, route, certificate),

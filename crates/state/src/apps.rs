@@ -60,33 +60,67 @@ impl State {
         for route in &routes {
             self.remove_route(at, route);
         }
-        let formations: Vec<_> = self.formations_of(id).map(|formation| formation.release).collect();
+        let formations: Vec<_> = self
+            .formations_of(id)
+            .map(|formation| formation.release)
+            .collect();
         for release in formations {
             self.formations.remove(&(id, release));
         }
-        let unfinished: Vec<_> = self.unfinished_deployment(id).map(|deployment| deployment.id).into_iter().collect();
+        let unfinished: Vec<_> = self
+            .unfinished_deployment(id)
+            .map(|deployment| deployment.id)
+            .into_iter()
+            .collect();
         for deployment in unfinished {
-            self.set_deployment_status(at, deployment, DeploymentStatus::Failed, "the app was deleted".into())?;
+            self.set_deployment_status(
+                at,
+                deployment,
+                DeploymentStatus::Failed,
+                "the app was deleted".into(),
+            )?;
         }
-        let requests: Vec<_> =
-            self.scale_requests.values().filter(|request| request.app == id).map(|request| request.id).collect();
+        let requests: Vec<_> = self
+            .scale_requests
+            .values()
+            .filter(|request| request.app == id)
+            .map(|request| request.id)
+            .collect();
         for request in requests {
             self.scale_requests.remove(&request);
         }
-        let jobs: Vec<_> =
-            self.jobs_of(id).filter(|job| job.state < JobState::Stopping).map(|job| job.id).collect();
+        let jobs: Vec<_> = self
+            .jobs_of(id)
+            .filter(|job| job.state < JobState::Stopping)
+            .map(|job| job.id)
+            .collect();
         for job in jobs {
-            self.change_job(at, job, JobChange::Stop { reason: StopReason::Unwanted })?;
+            self.change_job(
+                at,
+                job,
+                JobChange::Stop {
+                    reason: StopReason::Unwanted,
+                },
+            )?;
         }
         self.app_names.remove(&app.name);
         self.apps.remove(&id);
-        self.deleted_apps.insert(id, Arc::new(DeletedApp { app: App::clone(&app), routes, at }));
+        self.deleted_apps.insert(
+            id,
+            Arc::new(DeletedApp {
+                app: App::clone(&app),
+                routes,
+                at,
+            }),
+        );
         Ok(())
     }
 
     /// Removes what only waited for the app's jobs to end. Repeating it does nothing.
     pub(crate) fn finish_app_deletion(&mut self, at: Timestamp, id: AppId) -> Result<(), Rejection> {
-        let Some(app) = self.deleted_apps.get(&id).cloned() else { return Ok(()) };
+        let Some(app) = self.deleted_apps.get(&id).cloned() else {
+            return Ok(());
+        };
         if self.jobs_of(id).any(|job| job.state != JobState::Down) {
             return Err(Rejection::conflict("the app still has jobs that have not ended"));
         }
@@ -100,17 +134,27 @@ impl State {
         for release in &releases {
             self.releases.remove(&release.id);
         }
-        let deployments: Vec<_> =
-            self.deployments.values().filter(|found| found.app == id).map(|found| found.id).collect();
+        let deployments: Vec<_> = self
+            .deployments
+            .values()
+            .filter(|found| found.app == id)
+            .map(|found| found.id)
+            .collect();
         for deployment in deployments {
             self.deployments.remove(&deployment);
         }
-        self.remove_unused_artifacts(releases.iter().flat_map(|release| release.artifacts.iter().copied()));
+        self.remove_unused_artifacts(
+            releases
+                .iter()
+                .flat_map(|release| release.artifacts.iter().copied()),
+        );
         self.emit(at, Some(id), Subject::AppDeletion { app, releases });
         Ok(())
     }
 
     pub(crate) fn require_app(&self, id: AppId) -> Result<&Arc<App>, Rejection> {
-        self.apps.get(&id).ok_or_else(|| Rejection::not_found(format!("app {id}")))
+        self.apps
+            .get(&id)
+            .ok_or_else(|| Rejection::not_found(format!("app {id}")))
     }
 }

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use types::{
-    App, AppId, Artifact, ArtifactId, Certificate, Deployment, DeploymentId, DeploymentStatus, Exit, Host, HostId,
-    HostState, Job, JobId, Processes, Release, ReleaseId, Route, RouteId, ScaleRequestId, StopReason, Strategy, Tags,
-    Timestamp,
+    App, AppId, Artifact, ArtifactId, Certificate, Deployment, DeploymentId, DeploymentStatus, Exit, Host,
+    HostId, HostState, Job, JobId, Processes, Release, ReleaseId, Route, RouteId, ScaleRequestId, StopReason,
+    Strategy, Tags, Timestamp,
 };
 
 /// A change with the time at which it was proposed.
@@ -20,7 +20,10 @@ pub struct Command {
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Change {
     /// With the route that every app gets, if it gets one.
-    CreateApp { app: App, route: Option<Route> },
+    CreateApp {
+        app: App,
+        route: Option<Route>,
+    },
     /// What is absent stays.
     UpdateApp {
         app: AppId,
@@ -32,14 +35,28 @@ pub enum Change {
         deploy_timeout: Option<i32>,
     },
     /// Frees the name and stops the jobs; [`Change::FinishAppDeletion`] removes the rest.
-    DeleteApp { app: AppId },
-    FinishAppDeletion { app: AppId },
+    DeleteApp {
+        app: AppId,
+    },
+    FinishAppDeletion {
+        app: AppId,
+    },
 
     /// Gives the artifact that is there already when the uri is known.
-    CreateArtifact { artifact: Artifact },
-    CreateRelease { release: Release },
-    SetAppRelease { app: AppId, release: ReleaseId },
-    DeleteRelease { app: AppId, release: ReleaseId },
+    CreateArtifact {
+        artifact: Artifact,
+    },
+    CreateRelease {
+        release: Release,
+    },
+    SetAppRelease {
+        app: AppId,
+        release: ReleaseId,
+    },
+    DeleteRelease {
+        app: AppId,
+        release: ReleaseId,
+    },
 
     /// A user's change of a formation, followed by a scale request.
     Scale {
@@ -52,12 +69,24 @@ pub enum Change {
         tags: Option<Tags>,
     },
     /// A deployment's change of a formation.
-    SetFormation { app: AppId, release: ReleaseId, processes: Processes, tags: Tags },
-    DeleteFormation { app: AppId, release: ReleaseId },
-    CompleteScaleRequest { request: ScaleRequestId },
+    SetFormation {
+        app: AppId,
+        release: ReleaseId,
+        processes: Processes,
+        tags: Tags,
+    },
+    DeleteFormation {
+        app: AppId,
+        release: ReleaseId,
+    },
+    CompleteScaleRequest {
+        request: ScaleRequestId,
+    },
 
     /// `old_release`, `processes`, `tags` and `status` are filled in from the state.
-    CreateDeployment { deployment: Deployment },
+    CreateDeployment {
+        deployment: Deployment,
+    },
     SetDeploymentStatus {
         deployment: DeploymentId,
         status: DeploymentStatus,
@@ -66,10 +95,18 @@ pub enum Change {
     },
 
     /// A user scaled the app meanwhile: what an unfinished deployment ends with, either way.
-    RetargetDeployment { deployment: DeploymentId, processes: Processes },
+    RetargetDeployment {
+        deployment: DeploymentId,
+        processes: Processes,
+    },
 
-    CreateJob { job: Job },
-    Job { job: JobId, change: JobChange },
+    CreateJob {
+        job: Job,
+    },
+    Job {
+        job: JobId,
+        change: JobChange,
+    },
 
     CreateRoute {
         route: Route,
@@ -81,15 +118,27 @@ pub enum Change {
         #[serde(default)]
         certificate: Option<Certificate>,
     },
-    DeleteRoute { app: AppId, route: RouteId },
+    DeleteRoute {
+        app: AppId,
+        route: RouteId,
+    },
 
-    PutHost { host: Host },
-    SetHostState { host: HostId, state: HostState },
-    RemoveHost { host: HostId },
+    PutHost {
+        host: Host,
+    },
+    SetHostState {
+        host: HostId,
+        state: HostState,
+    },
+    RemoveHost {
+        host: HostId,
+    },
 
     /// All in order; what is refused is left out and the rest goes on. For plans, whose parts do not
     /// depend on each other.
-    All { changes: Vec<Change> },
+    All {
+        changes: Vec<Change>,
+    },
 }
 
 /// How a job moves on. Each is ignored where it would move the job back.
@@ -97,17 +146,29 @@ pub enum Change {
 #[serde(tag = "to", rename_all = "snake_case")]
 pub enum JobChange {
     /// Pending to starting.
-    Place { host: HostId },
+    Place {
+        host: HostId,
+    },
     /// Why it is pending; empty for no reason.
-    Wait { reason: String },
+    Wait {
+        reason: String,
+    },
     /// The container runs.
-    Started { address: Option<IpAddr> },
-    Up { address: Option<IpAddr> },
+    Started {
+        address: Option<IpAddr>,
+    },
+    Up {
+        address: Option<IpAddr>,
+    },
     Unhealthy,
-    Stop { reason: StopReason },
+    Stop {
+        reason: StopReason,
+    },
     /// Routers have let go of it.
     Drained,
-    Down { exit: Exit },
+    Down {
+        exit: Exit,
+    },
 }
 
 /// What came of a command: the ids that it ended up with, or why it was refused.
@@ -139,10 +200,15 @@ impl Rejection {
     }
 
     pub(crate) fn invalid(field: &'static str, message: impl Into<String>) -> Self {
-        Rejection::Invalid { field, message: message.into() }
+        Rejection::Invalid {
+            field,
+            message: message.into(),
+        }
     }
 
     pub(crate) fn conflict(message: impl Into<String>) -> Self {
-        Rejection::Conflict { message: message.into() }
+        Rejection::Conflict {
+            message: message.into(),
+        }
     }
 }

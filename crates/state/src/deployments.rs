@@ -19,7 +19,10 @@ impl State {
             return Err(Rejection::invalid("", message));
         }
         deployment.old_release = app.release;
-        let running = app.release.and_then(|old| self.formations.get(&(app.id, old))).cloned();
+        let running = app
+            .release
+            .and_then(|old| self.formations.get(&(app.id, old)))
+            .cloned();
         if let Some(formation) = &running {
             deployment.processes = formation.processes.clone();
             deployment.tags = formation.tags.clone();
@@ -41,7 +44,15 @@ impl State {
         let new_release = deployment.new_release;
         let deployment = Arc::new(deployment);
         self.deployments.insert(id, deployment.clone());
-        self.emit(at, Some(app.id), Subject::Deployment { deployment, status, error: String::new() });
+        self.emit(
+            at,
+            Some(app.id),
+            Subject::Deployment {
+                deployment,
+                status,
+                error: String::new(),
+            },
+        );
         self.forget_old_deployments(app.id);
         if status == DeploymentStatus::Complete {
             self.set_app_release(at, app.id, new_release)?;
@@ -56,8 +67,10 @@ impl State {
         status: DeploymentStatus,
         error: String,
     ) -> Result<(), Rejection> {
-        let found =
-            self.deployments.get(&id).ok_or_else(|| Rejection::not_found(format!("deployment {id}")))?;
+        let found = self
+            .deployments
+            .get(&id)
+            .ok_or_else(|| Rejection::not_found(format!("deployment {id}")))?;
         if found.status.is_finished() || found.status == status {
             return Ok(());
         }
@@ -68,7 +81,15 @@ impl State {
         let deployment = Arc::new(deployment);
         self.deployments.insert(id, deployment.clone());
         let app = deployment.app;
-        self.emit(at, Some(app), Subject::Deployment { deployment, status, error });
+        self.emit(
+            at,
+            Some(app),
+            Subject::Deployment {
+                deployment,
+                status,
+                error,
+            },
+        );
         Ok(())
     }
 
@@ -77,8 +98,10 @@ impl State {
         id: DeploymentId,
         processes: Processes,
     ) -> Result<(), Rejection> {
-        let found =
-            self.deployments.get(&id).ok_or_else(|| Rejection::not_found(format!("deployment {id}")))?;
+        let found = self
+            .deployments
+            .get(&id)
+            .ok_or_else(|| Rejection::not_found(format!("deployment {id}")))?;
         if !found.status.is_finished() {
             let mut deployment = Deployment::clone(found);
             deployment.processes = processes;

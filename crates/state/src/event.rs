@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use types::{
-    App, AppId, Artifact, Deployment, DeploymentStatus, Job, JobState, ObjectType, Release, Route, ScaleRequest,
-    Timestamp,
+    App, AppId, Artifact, Deployment, DeploymentStatus, Job, JobState, ObjectType, Release, Route,
+    ScaleRequest, Timestamp,
 };
 
 use crate::State;
@@ -30,20 +30,53 @@ pub struct DeletedApp {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "of", rename_all = "snake_case")]
 pub enum Subject {
-    App { app: Arc<App> },
-    AppDeletion { app: Arc<DeletedApp>, releases: Vec<Arc<Release>> },
-    AppRelease { previous: Option<Arc<Release>>, release: Arc<Release> },
-    Artifact { artifact: Arc<Artifact> },
-    Release { release: Arc<Release> },
-    ReleaseDeletion { app: AppId, release: Arc<Release> },
-    ScaleRequest { request: Arc<ScaleRequest> },
-    ScaleRequestCancelation { request: Arc<ScaleRequest> },
-    Deployment { deployment: Arc<Deployment>, status: DeploymentStatus, error: String },
+    App {
+        app: Arc<App>,
+    },
+    AppDeletion {
+        app: Arc<DeletedApp>,
+        releases: Vec<Arc<Release>>,
+    },
+    AppRelease {
+        previous: Option<Arc<Release>>,
+        release: Arc<Release>,
+    },
+    Artifact {
+        artifact: Arc<Artifact>,
+    },
+    Release {
+        release: Arc<Release>,
+    },
+    ReleaseDeletion {
+        app: AppId,
+        release: Arc<Release>,
+    },
+    ScaleRequest {
+        request: Arc<ScaleRequest>,
+    },
+    ScaleRequestCancelation {
+        request: Arc<ScaleRequest>,
+    },
+    Deployment {
+        deployment: Arc<Deployment>,
+        status: DeploymentStatus,
+        error: String,
+    },
     /// A job of a release that is being deployed moved on.
-    DeploymentJob { deployment: Arc<Deployment>, job: Arc<Job>, state: JobState },
-    Job { job: Arc<Job> },
-    Route { route: Arc<Route> },
-    RouteDeletion { route: Arc<Route> },
+    DeploymentJob {
+        deployment: Arc<Deployment>,
+        job: Arc<Job>,
+        state: JobState,
+    },
+    Job {
+        job: Arc<Job>,
+    },
+    Route {
+        route: Arc<Route>,
+    },
+    RouteDeletion {
+        route: Arc<Route>,
+    },
 }
 
 impl Subject {
@@ -86,7 +119,12 @@ impl Subject {
 impl State {
     pub(crate) fn emit(&mut self, at: Timestamp, app: Option<AppId>, subject: Subject) {
         self.last_event += 1;
-        self.events.push_back(StateEvent { id: self.last_event, app, subject: Arc::new(subject), at });
+        self.events.push_back(StateEvent {
+            id: self.last_event,
+            app,
+            subject: Arc::new(subject),
+            at,
+        });
         while self.events.len() > crate::EVENTS_MAX {
             self.events.pop_front();
         }

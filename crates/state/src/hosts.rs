@@ -16,7 +16,10 @@ impl State {
     }
 
     pub(crate) fn set_host_state(&mut self, id: &HostId, state: HostState) -> Result<(), Rejection> {
-        let found = self.hosts.get(id).ok_or_else(|| Rejection::not_found(format!("host {id}")))?;
+        let found = self
+            .hosts
+            .get(id)
+            .ok_or_else(|| Rejection::not_found(format!("host {id}")))?;
         // A second report of the same absence must not restart the wait.
         let unchanged = matches!(
             (found.state, state),

@@ -6,9 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use types::{
-    App, Artifact, Certificate, Deployment, Formation, Host, Job, Release, Route, ScaleRequest,
-};
+use types::{App, Artifact, Certificate, Deployment, Formation, Host, Job, Release, Route, ScaleRequest};
 
 use crate::{DeletedApp, State, StateEvent};
 
@@ -60,19 +58,35 @@ impl State {
         let image: Image = serde_json::from_reader(input)?;
         Ok(State {
             app_names: image.apps.iter().map(|row| (row.name.clone(), row.id)).collect(),
-            artifact_uris: image.artifacts.iter().map(|row| (row.uri.clone(), row.id)).collect(),
+            artifact_uris: image
+                .artifacts
+                .iter()
+                .map(|row| (row.uri.clone(), row.id))
+                .collect(),
             jobs_by_app: image.jobs.iter().map(|row| (row.app, row.id)).collect(),
             apps: image.apps.into_iter().map(|row| (row.id, row)).collect(),
             artifacts: image.artifacts.into_iter().map(|row| (row.id, row)).collect(),
             releases: image.releases.into_iter().map(|row| (row.id, row)).collect(),
-            formations: image.formations.into_iter().map(|row| ((row.app, row.release), row)).collect(),
-            scale_requests: image.scale_requests.into_iter().map(|row| (row.id, row)).collect(),
+            formations: image
+                .formations
+                .into_iter()
+                .map(|row| ((row.app, row.release), row))
+                .collect(),
+            scale_requests: image
+                .scale_requests
+                .into_iter()
+                .map(|row| (row.id, row))
+                .collect(),
             deployments: image.deployments.into_iter().map(|row| (row.id, row)).collect(),
             jobs: image.jobs.into_iter().map(|row| (row.id, row)).collect(),
             routes: image.routes.into_iter().map(|row| (row.id, row)).collect(),
             certificates: image.certificates.into_iter().map(|row| (row.id, row)).collect(),
             hosts: image.hosts.into_iter().map(|row| (row.id.clone(), row)).collect(),
-            deleted_apps: image.deleted_apps.into_iter().map(|row| (row.app.id, row)).collect(),
+            deleted_apps: image
+                .deleted_apps
+                .into_iter()
+                .map(|row| (row.app.id, row))
+                .collect(),
             events: image.events.into_iter().collect(),
             last_event: image.last_event,
             revision: image.revision,

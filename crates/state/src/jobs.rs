@@ -27,7 +27,10 @@ impl State {
         id: JobId,
         change: JobChange,
     ) -> Result<(), Rejection> {
-        let found = self.jobs.get(&id).ok_or_else(|| Rejection::not_found(format!("job {id}")))?;
+        let found = self
+            .jobs
+            .get(&id)
+            .ok_or_else(|| Rejection::not_found(format!("job {id}")))?;
         let mut job = Job::clone(found);
         if !move_on(&mut job, at, change) {
             return Ok(());
@@ -52,14 +55,26 @@ impl State {
             && (Some(deployment.new_release) == job.release || deployment.old_release == job.release)
         {
             let (app, state) = (job.app, job.state);
-            self.emit(at, Some(app), Subject::DeploymentJob { deployment, job, state });
+            self.emit(
+                at,
+                Some(app),
+                Subject::DeploymentJob {
+                    deployment,
+                    job,
+                    state,
+                },
+            );
         }
     }
 
     /// Keeps the newest ended jobs of each release and type, from which the scheduler knows how they
     /// fared, and bounds what an app with many releases keeps.
     fn forget_old_jobs(&mut self, app: AppId) {
-        let mut ended: Vec<_> = self.jobs_of(app).filter(|job| job.state == JobState::Down).cloned().collect();
+        let mut ended: Vec<_> = self
+            .jobs_of(app)
+            .filter(|job| job.state == JobState::Down)
+            .cloned()
+            .collect();
         ended.sort_by_key(|job| std::cmp::Reverse((job.ended_at, job.id)));
         let mut kept: BTreeMap<_, usize> = BTreeMap::new();
         let mut kept_in_all = 0;
@@ -96,7 +111,9 @@ fn move_on(job: &mut Job, at: Timestamp, change: JobChange) -> bool {
             job.address = address.or(job.address);
             true
         }
-        JobChange::Up { address } if state == JobState::Starting || (state == JobState::Up && job.is_unhealthy) => {
+        JobChange::Up { address }
+            if state == JobState::Starting || (state == JobState::Up && job.is_unhealthy) =>
+        {
             job.state = JobState::Up;
             job.is_unhealthy = false;
             job.started_at = job.started_at.or(Some(at));
@@ -128,7 +145,8 @@ fn move_on(job: &mut Job, at: Timestamp, change: JobChange) -> bool {
         }
         JobChange::Down { exit } if state < JobState::Down => {
             // A host that was told to stop a job before it had begun reports that it never ran.
-            job.exit = Some(exit).filter(|exit| !(job.stop_reason.is_some() && matches!(exit, Exit::Lost(_))));
+            job.exit =
+                Some(exit).filter(|exit| !(job.stop_reason.is_some() && matches!(exit, Exit::Lost(_))));
             job.state = JobState::Down;
             job.is_drained = true;
             job.is_unhealthy = false;

@@ -23,8 +23,8 @@ mod routes;
 
 use imbl::{OrdMap, OrdSet};
 use types::{
-    App, AppId, Artifact, ArtifactId, Certificate, CertificateId, Deployment, DeploymentId, Formation, Host, HostId,
-    Job, JobId, Release, ReleaseId, Route, RouteId, ScaleRequest, ScaleRequestId, Table,
+    App, AppId, Artifact, ArtifactId, Certificate, CertificateId, Deployment, DeploymentId, Formation, Host,
+    HostId, Job, JobId, Release, ReleaseId, Route, RouteId, ScaleRequest, ScaleRequestId, Table,
 };
 
 pub use command::{Applied, Change, Command, JobChange, Outcome, Rejection};
@@ -101,20 +101,28 @@ impl State {
 
     pub fn formations_of(&self, app: AppId) -> impl Iterator<Item = &std::sync::Arc<Formation>> {
         let (first, last) = ((app, ReleaseId(UUID_MIN)), (app, ReleaseId(UUID_MAX)));
-        self.formations.range(first..=last).map(|(_, formation)| formation)
+        self.formations
+            .range(first..=last)
+            .map(|(_, formation)| formation)
     }
 
     pub fn routes_of(&self, app: AppId) -> impl Iterator<Item = &std::sync::Arc<Route>> {
         let parent = parent_ref(app);
-        self.routes.values().filter(move |route| route.parent_ref == parent)
+        self.routes
+            .values()
+            .filter(move |route| route.parent_ref == parent)
     }
 
     pub fn releases_of(&self, app: AppId) -> impl Iterator<Item = &std::sync::Arc<Release>> {
-        self.releases.values().filter(move |release| release.app_id == app)
+        self.releases
+            .values()
+            .filter(move |release| release.app_id == app)
     }
 
     pub fn unfinished_deployment(&self, app: AppId) -> Option<&std::sync::Arc<Deployment>> {
-        self.deployments.values().find(|deployment| deployment.app == app && !deployment.status.is_finished())
+        self.deployments
+            .values()
+            .find(|deployment| deployment.app == app && !deployment.status.is_finished())
     }
 }
 
@@ -125,4 +133,3 @@ pub fn parent_ref(app: AppId) -> String {
 
 const UUID_MIN: types::Uuid = types::Uuid::nil();
 const UUID_MAX: types::Uuid = types::Uuid::max();
-

@@ -16,7 +16,9 @@ use crate::{
 impl State {
     pub(crate) fn create_artifact(&mut self, at: Timestamp, artifact: Artifact) -> Outcome {
         if let Some(known) = self.artifact_uris.get(&artifact.uri) {
-            return Ok(Applied { artifact: Some(*known) });
+            return Ok(Applied {
+                artifact: Some(*known),
+            });
         }
         let artifact = Arc::new(artifact);
         self.artifact_uris.insert(artifact.uri.clone(), artifact.id);
@@ -28,8 +30,15 @@ impl State {
 
     pub(crate) fn create_release(&mut self, at: Timestamp, release: Release) -> Result<(), Rejection> {
         self.require_app(release.app_id)?;
-        if let Some(missing) = release.artifacts.iter().find(|id| !self.artifacts.contains_key(*id)) {
-            return Err(Rejection::invalid("artifacts", format!("could not find artifact with ID {missing}")));
+        if let Some(missing) = release
+            .artifacts
+            .iter()
+            .find(|id| !self.artifacts.contains_key(*id))
+        {
+            return Err(Rejection::invalid(
+                "artifacts",
+                format!("could not find artifact with ID {missing}"),
+            ));
         }
         let release = Arc::new(release);
         self.releases.insert(release.id, release.clone());
@@ -45,7 +54,10 @@ impl State {
     ) -> Result<(), Rejection> {
         let mut app = App::clone(self.require_app(id)?);
         let release = self.require_release(id, release)?.clone();
-        let previous = app.release.and_then(|previous| self.releases.get(&previous)).cloned();
+        let previous = app
+            .release
+            .and_then(|previous| self.releases.get(&previous))
+            .cloned();
         if app.release == Some(release.id) {
             return Ok(());
         }
@@ -91,16 +103,25 @@ impl State {
         if found.artifacts.is_empty() {
             return Err(Rejection::invalid("", "release is not deployable"));
         }
-        let named = processes.iter().flat_map(|map| map.keys()).chain(tags.iter().flat_map(|map| map.keys()));
-        let unknown: BTreeSet<_> =
-            named.filter(|name| !found.processes.contains_key(*name)).map(|name| format!("{name:?}")).collect();
+        let named = processes
+            .iter()
+            .flat_map(|map| map.keys())
+            .chain(tags.iter().flat_map(|map| map.keys()));
+        let unknown: BTreeSet<_> = named
+            .filter(|name| !found.processes.contains_key(*name))
+            .map(|name| format!("{name:?}"))
+            .collect();
         if !unknown.is_empty() {
             let list = unknown.into_iter().collect::<Vec<_>>().join(", ");
-            return Err(Rejection::invalid("", format!("requested scale includes process types that do not exist in the release: {list}")));
+            return Err(Rejection::invalid(
+                "",
+                format!("requested scale includes process types that do not exist in the release: {list}"),
+            ));
         }
         let old = self.formations.get(&(app, release)).cloned();
-        let (old_processes, old_tags) =
-            old.map(|old| (old.processes.clone(), old.tags.clone())).unwrap_or_default();
+        let (old_processes, old_tags) = old
+            .map(|old| (old.processes.clone(), old.tags.clone()))
+            .unwrap_or_default();
         // Types that the request does not name keep their count.
         let mut wanted = old_processes.clone();
         wanted.extend(processes.clone().unwrap_or_default());
@@ -116,7 +137,9 @@ impl State {
             .scale_requests
             .values()
             .filter(|pending| {
-                pending.app == app && pending.release == release && pending.state == ScaleRequestState::Pending
+                pending.app == app
+                    && pending.release == release
+                    && pending.state == ScaleRequestState::Pending
             })
             .cloned()
             .collect();
@@ -163,7 +186,14 @@ impl State {
             return Ok(());
         }
         let created_at = known.map_or(at, |known| known.created_at);
-        let formation = Formation { app, release, processes, tags, created_at, updated_at: at };
+        let formation = Formation {
+            app,
+            release,
+            processes,
+            tags,
+            created_at,
+            updated_at: at,
+        };
         self.formations.insert((app, release), Arc::new(formation));
         Ok(())
     }
@@ -173,7 +203,9 @@ impl State {
         at: Timestamp,
         id: ScaleRequestId,
     ) -> Result<(), Rejection> {
-        let Some(pending) = self.scale_requests.get(&id) else { return Ok(()) };
+        let Some(pending) = self.scale_requests.get(&id) else {
+            return Ok(());
+        };
         if pending.state != ScaleRequestState::Pending {
             return Ok(());
         }
@@ -196,11 +228,17 @@ impl State {
     /// Removes those of `candidates` that no release names any more.
     pub(crate) fn remove_unused_artifacts(&mut self, candidates: impl Iterator<Item = ArtifactId>) {
         let candidates: BTreeSet<_> = candidates.collect();
-        let used: BTreeSet<_> =
-            self.releases.values().flat_map(|release| release.artifacts.iter().copied()).collect();
+        let used: BTreeSet<_> = self
+            .releases
+            .values()
+            .flat_map(|release| release.artifacts.iter().copied())
+            .collect();
         for id in candidates.difference(&used) {
             // Images that the platform itself made for apps; others may be named again by their uri.
-            let owned = self.artifacts.get(id).filter(|artifact| artifact.meta.contains_key("blobstore"));
+            let owned = self
+                .artifacts
+                .get(id)
+                .filter(|artifact| artifact.meta.contains_key("blobstore"));
             if let Some(artifact) = owned.cloned() {
                 self.artifact_uris.remove(&artifact.uri);
                 self.artifacts.remove(id);

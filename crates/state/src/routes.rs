@@ -4,12 +4,7 @@ use std::sync::Arc;
 
 use types::{AppId, Certificate, CertificateId, Route, RouteId, RouteKind, Timestamp};
 
-use crate::{
-    State, TCP_PORTS,
-    command::Rejection,
-    event::Subject,
-    parent_ref,
-};
+use crate::{State, TCP_PORTS, command::Rejection, event::Subject, parent_ref};
 
 impl State {
     pub(crate) fn create_route(
@@ -36,8 +31,14 @@ impl State {
         mut route: Route,
         certificate: Option<Certificate>,
     ) -> Result<(), Rejection> {
-        let old = self.routes.get(&route.id).filter(|old| old.parent_ref == route.parent_ref).cloned();
-        let Some(old) = old else { return Err(Rejection::not_found(route.formatted_id())) };
+        let old = self
+            .routes
+            .get(&route.id)
+            .filter(|old| old.parent_ref == route.parent_ref)
+            .cloned();
+        let Some(old) = old else {
+            return Err(Rejection::not_found(route.formatted_id()));
+        };
         // What a route listens to is fixed; what it leads to may change.
         (route.kind, route.domain, route.path) = (old.kind, old.domain.clone(), old.path.clone());
         (route.port, route.created_at) = (old.port, old.created_at);
@@ -45,17 +46,21 @@ impl State {
             Some(certificate) => Some(self.put_certificate(certificate)),
             None => old.certificate_id,
         };
-        let drains = self
-            .routes
-            .values()
-            .any(|other| other.id != route.id && other.service == route.service && other.drain_backends != route.drain_backends);
+        let drains = self.routes.values().any(|other| {
+            other.id != route.id
+                && other.service == route.service
+                && other.drain_backends != route.drain_backends
+        });
         if drains {
             return Err(drain_mismatch());
         }
         let app = self.app_of(&route);
         let route = Arc::new(route);
         self.routes.insert(route.id, route.clone());
-        if let Some(former) = old.certificate_id.filter(|former| Some(*former) != route.certificate_id) {
+        if let Some(former) = old
+            .certificate_id
+            .filter(|former| Some(*former) != route.certificate_id)
+        {
             self.remove_unused_certificate(former);
         }
         self.emit(at, app, Subject::Route { route });
@@ -64,7 +69,12 @@ impl State {
 
     pub(crate) fn delete_route(&mut self, at: Timestamp, app: AppId, id: RouteId) -> Result<(), Rejection> {
         let parent = parent_ref(app);
-        let Some(route) = self.routes.get(&id).filter(|route| route.parent_ref == parent).cloned() else {
+        let Some(route) = self
+            .routes
+            .get(&id)
+            .filter(|route| route.parent_ref == parent)
+            .cloned()
+        else {
             return Err(Rejection::not_found(format!("route {id}")));
         };
         let leaves_paths_behind = route.kind == RouteKind::Http
@@ -94,7 +104,11 @@ impl State {
                 if route.port == 80 || route.port == 443 {
                     return Err(Rejection::conflict("Port reserved for HTTP/HTTPS traffic"));
                 }
-                if self.routes.values().any(|other| other.kind == RouteKind::Tcp && other.port == route.port) {
+                if self
+                    .routes
+                    .values()
+                    .any(|other| other.kind == RouteKind::Tcp && other.port == route.port)
+                {
                     return Err(Rejection::conflict("Duplicate route"));
                 }
             }
@@ -135,7 +149,11 @@ impl State {
 
     /// Keeps one row per certificate: the same PEM twice is the same certificate.
     fn put_certificate(&mut self, certificate: Certificate) -> CertificateId {
-        let known = self.certificates.values().find(|known| known.cert == certificate.cert).map(|known| known.id);
+        let known = self
+            .certificates
+            .values()
+            .find(|known| known.cert == certificate.cert)
+            .map(|known| known.id);
         if let Some(known) = known {
             return known;
         }

@@ -47,6 +47,9 @@ pub struct App {
 impl App {
     /// Jobs that one step of an in-batches deployment replaces, if the app says.
     pub fn deploy_batch_size(&self) -> Option<u32> {
-        self.meta.get("flynn-deploy-batch-size").and_then(|size| size.parse().ok()).filter(|size| *size > 0)
+        self.meta
+            .get("flynn-deploy-batch-size")
+            .and_then(|size| size.parse().ok())
+            .filter(|size| *size > 0)
     }
 }

@@ -17,7 +17,11 @@ impl Digest {
 impl FromStr for Digest {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        if text.len() == 64
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
             Ok(Digest(text.to_owned()))
         } else {
             Err("a digest is 64 lower-case hexadecimal digits")

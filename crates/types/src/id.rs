@@ -63,9 +63,16 @@ impl HostId {
 
     /// A host id from a machine's name: dashes and other characters that ids lack are left out.
     pub fn from_hostname(hostname: &str) -> Self {
-        let kept: String =
-            hostname.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(63).collect();
-        HostId(if kept.is_empty() { "host".into() } else { kept.to_ascii_lowercase().into() })
+        let kept: String = hostname
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .take(63)
+            .collect();
+        HostId(if kept.is_empty() {
+            "host".into()
+        } else {
+            kept.to_ascii_lowercase().into()
+        })
     }
 }
 
@@ -74,8 +81,16 @@ impl FromStr for HostId {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let fits = !text.is_empty()
             && text.len() <= 63
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '_');
-        if fits { Ok(HostId(text.into())) } else { Err(IdError::BadHost { text: text.chars().take(80).collect() }) }
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '_');
+        if fits {
+            Ok(HostId(text.into()))
+        } else {
+            Err(IdError::BadHost {
+                text: text.chars().take(80).collect(),
+            })
+        }
     }
 }
 
@@ -131,10 +146,14 @@ impl FromStr for JobRef {
     fn from_str(text: &str) -> Result<Self, IdError> {
         // A UUID's text is 36 characters long; what stands before it and its dash is the host.
         match text.len().checked_sub(37) {
-            Some(at) if text.is_char_boundary(at) && text[at..].starts_with('-') => {
-                Ok(JobRef { host: Some(text[..at].parse()?), job: text[at + 1..].parse()? })
-            }
-            _ => Ok(JobRef { host: None, job: text.parse()? }),
+            Some(at) if text.is_char_boundary(at) && text[at..].starts_with('-') => Ok(JobRef {
+                host: Some(text[..at].parse()?),
+                job: text[at + 1..].parse()?,
+            }),
+            _ => Ok(JobRef {
+                host: None,
+                job: text.parse()?,
+            }),
         }
     }
 }
@@ -152,7 +171,11 @@ mod tests {
             assert_eq!(parsed.to_string(), text);
         }
         assert!("host0-nope".parse::<JobRef>().is_err());
-        assert!("é-06b91f19-4b91-401d-abe6-98ab70b3827d".parse::<JobRef>().is_err());
+        assert!(
+            "é-06b91f19-4b91-401d-abe6-98ab70b3827d"
+                .parse::<JobRef>()
+                .is_err()
+        );
     }
 
     #[test]

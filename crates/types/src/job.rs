@@ -188,7 +188,10 @@ pub struct Job {
 
 impl Job {
     pub fn reference(&self) -> JobRef {
-        JobRef { host: self.host.clone(), job: self.id }
+        JobRef {
+            host: self.host.clone(),
+            job: self.id,
+        }
     }
 
     /// Whether it counts towards what its formation wants.

@@ -48,7 +48,12 @@ impl<'a> Record<'a> {
             b"P" => true,
             _ => return None,
         };
-        Some(Record { time, stream, is_partial, text: parts.next().unwrap_or_default() })
+        Some(Record {
+            time,
+            stream,
+            is_partial,
+            text: parts.next().unwrap_or_default(),
+        })
     }
 
     /// Appends the record with its newline.
@@ -80,7 +85,13 @@ mod tests {
 
     #[test]
     fn a_torn_record_is_none() {
-        for torn in ["", "2026", "2026-11-23T05:27:59Z", "2026-11-23T05:27:59Z stdout", "x stdout F y"] {
+        for torn in [
+            "",
+            "2026",
+            "2026-11-23T05:27:59Z",
+            "2026-11-23T05:27:59Z stdout",
+            "x stdout F y",
+        ] {
             assert_eq!(Record::parse(torn.as_bytes()), None, "{torn}");
         }
     }

@@ -13,7 +13,10 @@ pub struct NameError {
 pub fn check_app_name(name: &str) -> Result<(), NameError> {
     let field = "name";
     if name.len() > 100 {
-        return Err(NameError { field, reason: "must be at most 100 characters long".into() });
+        return Err(NameError {
+            field,
+            reason: "must be at most 100 characters long".into(),
+        });
     }
     let ok = !name.is_empty()
         && name.split('-').all(|part| {
@@ -22,7 +25,10 @@ pub fn check_app_name(name: &str) -> Result<(), NameError> {
     if ok {
         Ok(())
     } else {
-        Err(NameError { field, reason: r#"String must match the pattern: "^[a-z\d]+(-[a-z\d]+)*$"."#.into() })
+        Err(NameError {
+            field,
+            reason: r#"String must match the pattern: "^[a-z\d]+(-[a-z\d]+)*$"."#.into(),
+        })
     }
 }
 
@@ -30,7 +36,9 @@ pub fn check_app_name(name: &str) -> Result<(), NameError> {
 pub fn check_process_type(name: &str) -> Result<(), NameError> {
     let ok = !name.is_empty()
         && name.len() <= 63
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if ok {
         return Ok(());
     }
@@ -69,7 +77,17 @@ mod tests {
         for good in ["a", "my-app", "3scale", "a-b-c"] {
             assert_eq!(check_app_name(good), Ok(()), "{good}");
         }
-        for bad in ["", "-a", "a-", "a--b", "UPPER", "a_b", "a.b", "é", &"a".repeat(101)] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "a--b",
+            "UPPER",
+            "a_b",
+            "a.b",
+            "é",
+            &"a".repeat(101),
+        ] {
             assert!(check_app_name(bad).is_err(), "{bad}");
         }
     }

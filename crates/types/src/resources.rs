@@ -34,20 +34,32 @@ impl Resources {
         for (name, default) in Resources::DEFAULTS {
             let entry = filled.0.entry(name.to_owned()).or_default();
             let limit = entry.limit.or(entry.request).unwrap_or(default);
-            *entry = ResourceLimit { request: Some(entry.request.unwrap_or(limit)), limit: Some(limit) };
+            *entry = ResourceLimit {
+                request: Some(entry.request.unwrap_or(limit)),
+                limit: Some(limit),
+            };
         }
         filled
     }
 
     /// The limit in force for `name`, whether given or default.
     pub fn limit(&self, name: &str) -> i64 {
-        let default = Resources::DEFAULTS.iter().find(|(known, _)| *known == name).map_or(0, |(_, d)| *d);
-        self.0.get(name).and_then(|entry| entry.limit.or(entry.request)).unwrap_or(default)
+        let default = Resources::DEFAULTS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map_or(0, |(_, d)| *d);
+        self.0
+            .get(name)
+            .and_then(|entry| entry.limit.or(entry.request))
+            .unwrap_or(default)
     }
 
     /// What placement counts for `name`: the request, or the limit where none is given.
     pub fn request(&self, name: &str) -> i64 {
-        self.0.get(name).and_then(|entry| entry.request).unwrap_or_else(|| self.limit(name))
+        self.0
+            .get(name)
+            .and_then(|entry| entry.request)
+            .unwrap_or_else(|| self.limit(name))
     }
 }
 
@@ -59,7 +71,13 @@ mod tests {
     fn what_is_not_given_is_filled_in() {
         let given: Resources = serde_json::from_str(r#"{"memory":{"limit":5}}"#).unwrap();
         let filled = given.with_defaults();
-        assert_eq!(filled.0["memory"], ResourceLimit { request: Some(5), limit: Some(5) });
+        assert_eq!(
+            filled.0["memory"],
+            ResourceLimit {
+                request: Some(5),
+                limit: Some(5)
+            }
+        );
         assert_eq!(filled.limit("cpu"), 1000);
         assert_eq!(given.limit("max_fd"), 10_000);
     }

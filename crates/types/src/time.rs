@@ -21,7 +21,10 @@ impl Timestamp {
     }
 
     /// The system's clock. For shells only: deciding code is given the time.
-    #[expect(clippy::disallowed_types, reason = "turns a clock's reading into a value, and reads no clock")]
+    #[expect(
+        clippy::disallowed_types,
+        reason = "turns a clock's reading into a value, and reads no clock"
+    )]
     pub fn from_system(time: std::time::SystemTime) -> Self {
         match time.duration_since(std::time::UNIX_EPOCH) {
             Ok(since) => Timestamp(micros(since)),
@@ -72,7 +75,8 @@ impl fmt::Debug for Timestamp {
 impl FromStr for Timestamp {
     type Err = jiff::Error;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<jiff::Timestamp>().map(|time| Timestamp(time.as_microsecond()))
+        text.parse::<jiff::Timestamp>()
+            .map(|time| Timestamp(time.as_microsecond()))
     }
 }
 
@@ -95,14 +99,21 @@ mod tests {
 
     #[test]
     fn a_time_prints_and_parses_as_the_original_wrote_it() {
-        for text in ["2026-11-23T05:27:59.475829Z", "2026-11-23T05:27:59.47699Z", "2026-11-23T05:27:59Z"] {
+        for text in [
+            "2026-11-23T05:27:59.475829Z",
+            "2026-11-23T05:27:59.47699Z",
+            "2026-11-23T05:27:59Z",
+        ] {
             assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), text);
         }
     }
 
     #[test]
     fn a_clock_that_steps_back_gives_no_negative_duration() {
-        assert_eq!(Timestamp::from_micros(5).since(Timestamp::from_micros(9)), Duration::ZERO);
+        assert_eq!(
+            Timestamp::from_micros(5).since(Timestamp::from_micros(9)),
+            Duration::ZERO
+        );
     }
 
     #[test]

@@ -41,7 +41,9 @@ pub async fn create(Extract(controller): Shared, request: Request) -> Answer {
     if !new.name.is_empty() {
         check_app_name(&new.name)?;
     }
-    let meta = new.meta.unwrap_or_else(|| [(META_GC_RELEASES_MAX.to_owned(), "10".to_owned())].into());
+    let meta = new
+        .meta
+        .unwrap_or_else(|| [(META_GC_RELEASES_MAX.to_owned(), "10".to_owned())].into());
     check_meta(&meta)?;
     let now = daemon::now();
     let name_given = !new.name.is_empty();
@@ -62,7 +64,13 @@ pub async fn create(Extract(controller): Shared, request: Request) -> Answer {
             app.name = random_name(random);
         }
         let route = default_route(&app, &controller.config.domain);
-        match controller.write(Change::CreateApp { app: app.clone(), route }).await {
+        match controller
+            .write(Change::CreateApp {
+                app: app.clone(),
+                route,
+            })
+            .await
+        {
             Ok(_) => return Ok(Json(Arc::new(app))),
             // Two apps were given the same random name.
             Err(error) if error.code == api::Code::ObjectExists && !name_given => {}
@@ -82,7 +90,14 @@ pub async fn update(Extract(controller): Shared, Path(app): Path<String>, reques
 pub async fn update_meta(Extract(controller): Shared, Path(app): Path<String>, request: Request) -> Answer {
     let id = find_app_id(&controller.state(), &app)?;
     let update: wire::AppUpdate = parse(request).await?;
-    change(&controller, id, Some(update.meta.unwrap_or_default()), update.strategy, update.deploy_timeout).await
+    change(
+        &controller,
+        id,
+        Some(update.meta.unwrap_or_default()),
+        update.strategy,
+        update.deploy_timeout,
+    )
+    .await
 }
 
 pub async fn delete(Extract(controller): Shared, Path(app): Path<String>) -> Result<(), Failure> {
@@ -102,7 +117,14 @@ async fn change(
         check_meta(meta)?;
     }
     let deploy_timeout = check_timeout(deploy_timeout)?;
-    controller.write(Change::UpdateApp { app: id, meta, strategy, deploy_timeout }).await?;
+    controller
+        .write(Change::UpdateApp {
+            app: id,
+            meta,
+            strategy,
+            deploy_timeout,
+        })
+        .await?;
     Ok(Json(find_app(&controller.state(), &id.to_string())?))
 }
 
@@ -123,16 +145,20 @@ async fn parse<T: serde::de::DeserializeOwned>(request: Request) -> Result<T, Fa
 fn check_meta(meta: &BTreeMap<String, String>) -> Result<(), Error> {
     let bytes: usize = meta.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > META_BYTES_MAX {
-        return Err(Error::validation("meta", format!("is longer than {META_BYTES_MAX} bytes")));
+        return Err(Error::validation(
+            "meta",
+            format!("is longer than {META_BYTES_MAX} bytes"),
+        ));
     }
     Ok(())
 }
 
 fn check_timeout(seconds: Option<i32>) -> Result<Option<i32>, Error> {
     match seconds {
-        Some(seconds) if !(0..=86_400).contains(&seconds) => {
-            Err(Error::validation("deploy_timeout", "must be between 0 and 86400 seconds"))
-        }
+        Some(seconds) if !(0..=86_400).contains(&seconds) => Err(Error::validation(
+            "deploy_timeout",
+            "must be between 0 and 86400 seconds",
+        )),
         // The original takes 0 for "not given".
         Some(0) => Ok(None),
         other => Ok(other),
@@ -142,7 +168,10 @@ fn check_timeout(seconds: Option<i32>) -> Result<Option<i32>, Error> {
 /// The route that every app has from its beginning: `NAME.DOMAIN`. A name that is too long to be a
 /// label of a domain name gets none.
 fn default_route(app: &App, domain: &str) -> Option<Route> {
-    let is_system = app.meta.get("flynn-system-app").is_some_and(|value| value == "true");
+    let is_system = app
+        .meta
+        .get("flynn-system-app")
+        .is_some_and(|value| value == "true");
     (app.name.len() <= 63 && !is_system).then(|| Route {
         kind: RouteKind::Http,
         id: RouteId(Uuid::new_v4()),

@@ -18,9 +18,19 @@ pub async fn list(Extract(controller): Shared) -> Json<Vec<Arc<Artifact>>> {
     Json(artifacts)
 }
 
-pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Result<Json<Arc<Artifact>>, Failure> {
+pub async fn get(
+    Extract(controller): Shared,
+    Path(id): Path<String>,
+) -> Result<Json<Arc<Artifact>>, Failure> {
     let id: ArtifactId = parse_id(&id)?;
-    Ok(Json(controller.state().artifacts.get(&id).cloned().ok_or_else(Error::not_found)?))
+    Ok(Json(
+        controller
+            .state()
+            .artifacts
+            .get(&id)
+            .cloned()
+            .ok_or_else(Error::not_found)?,
+    ))
 }
 
 /// Gives the stored artifact when the uri is known.
@@ -47,5 +57,12 @@ pub async fn create(
     };
     let applied = controller.write(Change::CreateArtifact { artifact }).await?;
     let id = applied.artifact.ok_or_else(Error::not_found)?;
-    Ok(Json(controller.state().artifacts.get(&id).cloned().ok_or_else(Error::not_found)?))
+    Ok(Json(
+        controller
+            .state()
+            .artifacts
+            .get(&id)
+            .cloned()
+            .ok_or_else(Error::not_found)?,
+    ))
 }

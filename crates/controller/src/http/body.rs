@@ -1,7 +1,10 @@
 //! Request bodies: JSON, of a limited size, with the contract's errors.
 
 use api::{Code, Error};
-use axum::{body::to_bytes, extract::{FromRequest, Request}};
+use axum::{
+    body::to_bytes,
+    extract::{FromRequest, Request},
+};
 use http::header;
 use serde::de::DeserializeOwned;
 
@@ -26,7 +29,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 /// The same for handlers that look at the raw value first.
 pub async fn read(request: Request) -> Result<bytes::Bytes, Failure> {
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     if !content_type.is_some_and(|value| value.contains("application/json")) {
         return Err(Error::invalid("Content-Type must be application/json").into());
     }
@@ -37,5 +43,8 @@ pub async fn read(request: Request) -> Result<bytes::Bytes, Failure> {
 }
 
 pub fn syntax_error() -> Failure {
-    Failure(Error::new(Code::SyntaxError, "The provided JSON input is invalid"))
+    Failure(Error::new(
+        Code::SyntaxError,
+        "The provided JSON input is invalid",
+    ))
 }

@@ -35,7 +35,14 @@ pub async fn create(
         finished_at: None,
     };
     controller.write(Change::CreateDeployment { deployment }).await?;
-    Ok(Json(controller.state().deployments.get(&id).cloned().ok_or_else(Error::not_found)?))
+    Ok(Json(
+        controller
+            .state()
+            .deployments
+            .get(&id)
+            .cloned()
+            .ok_or_else(Error::not_found)?,
+    ))
 }
 
 pub async fn list(
@@ -44,13 +51,27 @@ pub async fn list(
 ) -> Result<Json<Vec<Arc<Deployment>>>, Failure> {
     let state = controller.state();
     let app = find_app_id(&state, &app)?;
-    let mut deployments: Vec<_> =
-        state.deployments.values().filter(|deployment| deployment.app == app).cloned().collect();
+    let mut deployments: Vec<_> = state
+        .deployments
+        .values()
+        .filter(|deployment| deployment.app == app)
+        .cloned()
+        .collect();
     deployments.sort_by_key(|deployment| std::cmp::Reverse((deployment.created_at, deployment.id)));
     Ok(Json(deployments))
 }
 
-pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Result<Json<Arc<Deployment>>, Failure> {
+pub async fn get(
+    Extract(controller): Shared,
+    Path(id): Path<String>,
+) -> Result<Json<Arc<Deployment>>, Failure> {
     let id: DeploymentId = parse_id(&id)?;
-    Ok(Json(controller.state().deployments.get(&id).cloned().ok_or_else(Error::not_found)?))
+    Ok(Json(
+        controller
+            .state()
+            .deployments
+            .get(&id)
+            .cloned()
+            .ok_or_else(Error::not_found)?,
+    ))
 }

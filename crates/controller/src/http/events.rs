@@ -30,7 +30,11 @@ pub struct Filter {
 
 pub async fn get(Extract(controller): Shared, Path(id): Path<u64>) -> Result<Json<Event>, Failure> {
     let state = controller.state();
-    let found = state.events.iter().find(|event| event.id == id).ok_or_else(Error::not_found)?;
+    let found = state
+        .events
+        .iter()
+        .find(|event| event.id == id)
+        .ok_or_else(Error::not_found)?;
     Ok(Json(event_view::event(&state, found)))
 }
 
@@ -42,13 +46,17 @@ pub async fn list_or_follow(
 ) -> Result<Response, Failure> {
     let state = controller.state();
     let wanted = Wanted::new(&state, &filter)?;
-    let accepts_json =
-        headers.get(header::ACCEPT).is_some_and(|value| value.as_bytes() == b"application/json");
+    let accepts_json = headers
+        .get(header::ACCEPT)
+        .is_some_and(|value| value.as_bytes() == b"application/json");
     if accepts_json {
         let events = state.events.iter().rev().filter(|event| wanted.matches(event));
         let events = events.filter(|event| filter.before_id.is_none_or(|before| event.id < before));
         let count = filter.count.unwrap_or(usize::MAX);
-        let list: Vec<_> = events.take(count).map(|event| event_view::event(&state, event)).collect();
+        let list: Vec<_> = events
+            .take(count)
+            .map(|event| event_view::event(&state, event))
+            .collect();
         return Ok(Json(list).into_response());
     }
     let last_seen = headers
@@ -66,7 +74,13 @@ pub async fn list_or_follow(
 /// Where a stream begins so that the newest `count` past events are in it.
 fn first_of_past(state: &State, wanted: &Wanted, count: Option<usize>) -> u64 {
     let Some(count) = count else { return 0 };
-    let past: Vec<_> = state.events.iter().rev().filter(|event| wanted.matches(event)).take(count).collect();
+    let past: Vec<_> = state
+        .events
+        .iter()
+        .rev()
+        .filter(|event| wanted.matches(event))
+        .take(count)
+        .collect();
     past.last().map_or(state.last_event, |oldest| oldest.id - 1)
 }
 
@@ -75,30 +89,34 @@ fn first_of_past(state: &State, wanted: &Wanted, count: Option<usize>) -> u64 {
 fn follow(controller: Controller, wanted: Wanted, seen: u64) -> impl futures::Stream<Item = Bytes> + Send {
     let changes = controller.changes();
     let state = (controller, wanted, seen, changes, VecDeque::<Bytes>::new(), false);
-    futures::stream::unfold(state, |(controller, wanted, mut seen, mut changes, mut ready, ended)| async move {
-        if ended {
-            return None;
-        }
-        loop {
-            if let Some(message) = ready.pop_front() {
-                return Some((message, (controller, wanted, seen, changes, ready, false)));
-            }
-            changes.borrow_and_update();
-            let state = controller.state();
-            let oldest = state.events.front().map_or(0, |event| event.id);
-            if seen > 0 && seen + 1 < oldest {
-                let gone = sse::error("events were missed: they are no longer kept; reload and follow again");
-                return Some((gone, (controller, wanted, seen, changes, ready, true)));
-            }
-            for event in state.events_since(seen).filter(|event| wanted.matches(event)) {
-                ready.push_back(sse::message(&event_view::event(&state, event)));
-            }
-            seen = seen.max(state.last_event);
-            if ready.is_empty() && changes.changed().await.is_err() {
+    futures::stream::unfold(
+        state,
+        |(controller, wanted, mut seen, mut changes, mut ready, ended)| async move {
+            if ended {
                 return None;
             }
-        }
-    })
+            loop {
+                if let Some(message) = ready.pop_front() {
+                    return Some((message, (controller, wanted, seen, changes, ready, false)));
+                }
+                changes.borrow_and_update();
+                let state = controller.state();
+                let oldest = state.events.front().map_or(0, |event| event.id);
+                if seen > 0 && seen + 1 < oldest {
+                    let gone =
+                        sse::error("events were missed: they are no longer kept; reload and follow again");
+                    return Some((gone, (controller, wanted, seen, changes, ready, true)));
+                }
+                for event in state.events_since(seen).filter(|event| wanted.matches(event)) {
+                    ready.push_back(sse::message(&event_view::event(&state, event)));
+                }
+                seen = seen.max(state.last_event);
+                if ready.is_empty() && changes.changed().await.is_err() {
+                    return None;
+                }
+            }
+        },
+    )
 }
 
 struct Wanted {
@@ -120,18 +138,29 @@ impl Wanted {
         let types = match filter.object_types.as_deref().filter(|types| !types.is_empty()) {
             Some(list) => {
                 let parse = |name: &str| {
-                    ObjectType::parse(name).ok_or_else(|| Error::validation("object_types", format!("has no type {name:?}")))
+                    ObjectType::parse(name)
+                        .ok_or_else(|| Error::validation("object_types", format!("has no type {name:?}")))
                 };
                 Some(list.split(',').map(parse).collect::<Result<Vec<_>, _>>()?.into())
             }
             None => None,
         };
-        Ok(Wanted { app, types, object_id: filter.object_id.clone().filter(|id| !id.is_empty()) })
+        Ok(Wanted {
+            app,
+            types,
+            object_id: filter.object_id.clone().filter(|id| !id.is_empty()),
+        })
     }
 
     fn matches(&self, event: &StateEvent) -> bool {
         self.app.is_none_or(|app| event.app == Some(app))
-            && self.types.as_ref().is_none_or(|types| types.contains(&event.subject.object_type()))
-            && self.object_id.as_ref().is_none_or(|id| event.subject.object_id() == *id)
+            && self
+                .types
+                .as_ref()
+                .is_none_or(|types| types.contains(&event.subject.object_type()))
+            && self
+                .object_id
+                .as_ref()
+                .is_none_or(|id| event.subject.object_id() == *id)
     }
 }

@@ -50,8 +50,15 @@ pub async fn all(
         return Err(Error::invalid("formations can only be listed with ?active=true").into());
     }
     let state = controller.state();
-    let wanted = state.formations.values().filter(|formation| formation.processes.values().any(|count| *count > 0));
-    Ok(Json(wanted.filter_map(|formation| expanded(&state, formation)).collect()))
+    let wanted = state
+        .formations
+        .values()
+        .filter(|formation| formation.processes.values().any(|count| *count > 0));
+    Ok(Json(
+        wanted
+            .filter_map(|formation| expanded(&state, formation))
+            .collect(),
+    ))
 }
 
 pub async fn get(
@@ -61,7 +68,10 @@ pub async fn get(
 ) -> Result<Response, Failure> {
     let state = controller.state();
     let (app, release) = (find_app_id(&state, &app)?, parse_id::<ReleaseId>(&release)?);
-    let formation = state.formations.get(&(app, release)).ok_or_else(Error::not_found)?;
+    let formation = state
+        .formations
+        .get(&(app, release))
+        .ok_or_else(Error::not_found)?;
     if query.expand.as_deref() == Some("true") {
         return Ok(Json(expanded(&state, formation).ok_or_else(Error::not_found)?).into_response());
     }
@@ -76,7 +86,13 @@ pub async fn put(
     let (app, release) = ids(&controller.state(), &app, &release)?;
     request(&controller, app, release, update.processes, update.tags).await?;
     let state = controller.state();
-    Ok(Json(state.formations.get(&(app, release)).cloned().ok_or_else(Error::not_found)?))
+    Ok(Json(
+        state
+            .formations
+            .get(&(app, release))
+            .cloned()
+            .ok_or_else(Error::not_found)?,
+    ))
 }
 
 /// Scales everything down and forgets the formation.
@@ -120,7 +136,15 @@ async fn request(
         return Err(Error::validation("processes", reason).into());
     }
     let request = ScaleRequestId(Uuid::new_v4());
-    controller.write(Change::Scale { request, app, release, processes, tags }).await?;
+    controller
+        .write(Change::Scale {
+            request,
+            app,
+            release,
+            processes,
+            tags,
+        })
+        .await?;
     Ok(request)
 }
 
@@ -131,6 +155,10 @@ fn ids(state: &State, app: &str, release: &str) -> Result<(AppId, ReleaseId), Fa
 fn expanded(state: &State, formation: &Formation) -> Option<ExpandedFormation> {
     let app = state.apps.get(&formation.app)?.clone();
     let release = state.releases.get(&formation.release)?.clone();
-    let artifacts = release.artifacts.iter().filter_map(|id| state.artifacts.get(id).cloned()).collect();
+    let artifacts = release
+        .artifacts
+        .iter()
+        .filter_map(|id| state.artifacts.get(id).cloned())
+        .collect();
     Some(ExpandedFormation::of(app, release, artifacts, formation))
 }

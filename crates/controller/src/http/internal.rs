@@ -1,6 +1,9 @@
 //! Between the platform's own parts: hosts follow their assignments, routers their table.
 
-use api::{Error, host::{HostReport, JobReport, ReportedState}};
+use api::{
+    Error,
+    host::{HostReport, JobReport, ReportedState},
+};
 use axum::{
     Json,
     extract::{Path, State as Extract},
@@ -40,18 +43,28 @@ pub async fn report_job(
         return Err(Error::not_found().into());
     }
     let change = match report.state {
-        ReportedState::Starting => JobChange::Started { address: report.address },
-        ReportedState::Up => JobChange::Up { address: report.address },
+        ReportedState::Starting => JobChange::Started {
+            address: report.address,
+        },
+        ReportedState::Up => JobChange::Up {
+            address: report.address,
+        },
         ReportedState::Unhealthy => JobChange::Unhealthy,
         ReportedState::Down { exit } => JobChange::Down { exit },
-        ReportedState::NeverHealthy { why, .. } => JobChange::Down { exit: Exit::NotStarted(why) },
+        ReportedState::NeverHealthy { why, .. } => JobChange::Down {
+            exit: Exit::NotStarted(why),
+        },
     };
     controller.write(Change::Job { job, change }).await?;
     Ok(())
 }
 
 pub async fn routing(Extract(controller): Shared, headers: http::HeaderMap) -> Response {
-    let router = headers.get("flynn-router").and_then(|value| value.to_str().ok()).unwrap_or("router").to_owned();
+    let router = headers
+        .get("flynn-router")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("router")
+        .to_owned();
     event_stream(feed::follow(controller, router))
 }
 
@@ -66,8 +79,14 @@ pub async fn report_router(
 /// Layers that must not be removed.
 pub async fn layers(Extract(controller): Shared) -> Json<Vec<String>> {
     let state = controller.state();
-    let manifests = state.artifacts.values().filter_map(|artifact| artifact.manifest.as_ref());
-    let mut layers: Vec<_> = manifests.flat_map(|manifest| manifest.layers()).map(|layer| layer.id.clone()).collect();
+    let manifests = state
+        .artifacts
+        .values()
+        .filter_map(|artifact| artifact.manifest.as_ref());
+    let mut layers: Vec<_> = manifests
+        .flat_map(|manifest| manifest.layers())
+        .map(|layer| layer.id.clone())
+        .collect();
     layers.sort();
     layers.dedup();
     Json(layers)
@@ -76,7 +95,14 @@ pub async fn layers(Extract(controller): Shared) -> Json<Vec<String>> {
 /// Apps whose files must not be removed.
 pub async fn apps(Extract(controller): Shared) -> Json<Vec<AppId>> {
     let state = controller.state();
-    Json(state.apps.keys().chain(state.deleted_apps.keys()).copied().collect())
+    Json(
+        state
+            .apps
+            .keys()
+            .chain(state.deleted_apps.keys())
+            .copied()
+            .collect(),
+    )
 }
 
 /// All instances of all services: what discovery answers from.

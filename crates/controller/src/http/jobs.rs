@@ -16,7 +16,10 @@ use types::{Job, JobId, JobRef, JobState, OneOff, StopReason, Tty, Uuid, check_e
 use super::{Shared, body::Body, error::Failure, find_app, find_app_id};
 use crate::{attach::Session, event_view};
 
-pub async fn list(Extract(controller): Shared, Path(app): Path<String>) -> Result<Json<Vec<wire::Job>>, Failure> {
+pub async fn list(
+    Extract(controller): Shared,
+    Path(app): Path<String>,
+) -> Result<Json<Vec<wire::Job>>, Failure> {
     let state = controller.state();
     let app = find_app_id(&state, &app)?;
     Ok(Json(newest_first(&state, state.jobs_of(app).cloned().collect())))
@@ -25,7 +28,12 @@ pub async fn list(Extract(controller): Shared, Path(app): Path<String>) -> Resul
 /// All jobs of all apps that have not ended.
 pub async fn active(Extract(controller): Shared) -> Json<Vec<wire::Job>> {
     let state = controller.state();
-    let jobs = state.jobs.values().filter(|job| job.state != JobState::Down).cloned().collect();
+    let jobs = state
+        .jobs
+        .values()
+        .filter(|job| job.state != JobState::Down)
+        .cloned()
+        .collect();
     Json(newest_first(&state, jobs))
 }
 
@@ -43,7 +51,9 @@ pub async fn stop(
     Path((app, job)): Path<(String, String)>,
 ) -> Result<(), Failure> {
     let job = find_job(&controller.state(), &app, &job)?;
-    let change = JobChange::Stop { reason: StopReason::Killed };
+    let change = JobChange::Stop {
+        reason: StopReason::Killed,
+    };
     controller.write(Change::Job { job: job.id, change }).await?;
     Ok(())
 }
@@ -71,7 +81,9 @@ pub async fn create(
         return Ok(Json(event_view::job(&state, job)).into_response());
     }
     let upgrade = upgrade.ok_or_else(upgrade_missing)?;
-    let session = Session::of_job(&controller, id).await.inspect_err(|_| stop_detached(&controller, id))?;
+    let session = Session::of_job(&controller, id)
+        .await
+        .inspect_err(|_| stop_detached(&controller, id))?;
     Ok(session.answer(controller, upgrade, Some(id)))
 }
 
@@ -92,8 +104,14 @@ pub async fn exec(
     let state = controller.state();
     let job = find_job(&state, &app, &job)?;
     if job.state != JobState::Up && job.state != JobState::Starting {
-        let message = format!("job {} is {}, commands run in jobs that are up", job.reference(), job.state);
-        return Err(Error::conflict(message).with_hint("`flynn ps` lists the jobs that are up").into());
+        let message = format!(
+            "job {} is {}, commands run in jobs that are up",
+            job.reference(),
+            job.state
+        );
+        return Err(Error::conflict(message)
+            .with_hint("`flynn ps` lists the jobs that are up")
+            .into());
     }
     new.args = crate::host_job::exec_args(&state, &job, new.args);
     let session = Session::of_exec(&controller, &job, &new).await?;
@@ -113,7 +131,9 @@ fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> Resul
     }
     for id in &new.artifacts {
         if !state.artifacts.contains_key(id) {
-            return Err(Error::validation("artifacts", format!("could not find artifact with ID {id}")).into());
+            return Err(
+                Error::validation("artifacts", format!("could not find artifact with ID {id}")).into(),
+            );
         }
     }
     let images = match (&new.artifacts[..], release.and_then(|id| state.releases.get(&id))) {
@@ -122,7 +142,9 @@ fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> Resul
     };
     if images == 0 {
         let hint = "it only has configuration; push code with `git push flynn main`";
-        return Err(Error::invalid("the release has no image to run").with_hint(hint).into());
+        return Err(Error::invalid("the release has no image to run")
+            .with_hint(hint)
+            .into());
     }
     for (key, value) in &new.env {
         check_env_key(key, value)?;
@@ -176,7 +198,10 @@ type Upgradable = (Option<hyper::upgrade::OnUpgrade>, Request);
 
 /// Takes the connection's upgrade out of a request that asks for the attach protocol.
 fn take_upgrade(mut request: Request) -> Result<(Upgradable, bool), Failure> {
-    let asked = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    let asked = request
+        .headers()
+        .get(header::UPGRADE)
+        .and_then(|value| value.to_str().ok());
     let wants_attach = match asked {
         Some(protocol) if protocol.eq_ignore_ascii_case(attach::PROTOCOL) => true,
         Some(other) => return Err(Error::invalid(format!("cannot upgrade to {other:?}")).into()),
@@ -187,13 +212,18 @@ fn take_upgrade(mut request: Request) -> Result<(Upgradable, bool), Failure> {
 }
 
 fn upgrade_missing() -> Error {
-    Error::invalid(format!("this request needs `Upgrade: {}` over HTTP/1.1", attach::PROTOCOL))
+    Error::invalid(format!(
+        "this request needs `Upgrade: {}` over HTTP/1.1",
+        attach::PROTOCOL
+    ))
 }
 
 fn stop_detached(controller: &crate::Controller, job: JobId) {
     let controller = controller.clone();
     tokio::spawn(async move {
-        let change = JobChange::Stop { reason: StopReason::Killed };
+        let change = JobChange::Stop {
+            reason: StopReason::Killed,
+        };
         let _ = controller.write(Change::Job { job, change }).await;
     });
 }

@@ -25,17 +25,25 @@ pub async fn get(
 ) -> Result<Response, Failure> {
     let app = find_app_id(&controller.state(), &app)?;
     if query.lines.is_some_and(|lines| lines > LINES_MAX) {
-        return Err(Error::validation("lines", format!("must be an integer between 0 and {LINES_MAX}")).into());
+        return Err(
+            Error::validation("lines", format!("must be an integer between 0 and {LINES_MAX}")).into(),
+        );
     }
     let messages = controller.config.logs.query(app, query).await?;
     let wants_events =
         headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) == Some("text/event-stream");
     if wants_events {
         let chunks = messages.map(|message| {
-            sse::message(&SseLogChunk { event: "message".into(), data: serde_json::to_value(message).ok() })
+            sse::message(&SseLogChunk {
+                event: "message".into(),
+                data: serde_json::to_value(message).ok(),
+            })
         });
         let end = futures::stream::once(async {
-            sse::message(&SseLogChunk { event: "eof".into(), data: None })
+            sse::message(&SseLogChunk {
+                event: "eof".into(),
+                data: None,
+            })
         });
         return Ok(event_stream(chunks.chain(end)));
     }

@@ -33,20 +33,31 @@ pub fn router(controller: Controller) -> Router {
     let keys = controller.config.keys.clone();
     let users = Router::new()
         .route("/apps", get(apps::list).post(apps::create))
-        .route("/apps/{app}", get(apps::get).post(apps::update).delete(apps::delete))
+        .route(
+            "/apps/{app}",
+            get(apps::get).post(apps::update).delete(apps::delete),
+        )
         .route("/apps/{app}/meta", post(apps::update_meta))
         .route("/apps/{app}/log", get(log::get))
         .route("/releases", get(releases::list).post(releases::create))
         .route("/releases/{release}", get(releases::get))
         .route("/apps/{app}/releases", get(releases::list_of_app))
-        .route("/apps/{app}/releases/{release}", get(releases::get_of_app).delete(releases::delete))
-        .route("/apps/{app}/release", get(releases::current).put(releases::set_current))
+        .route(
+            "/apps/{app}/releases/{release}",
+            get(releases::get_of_app).delete(releases::delete),
+        )
+        .route(
+            "/apps/{app}/release",
+            get(releases::current).put(releases::set_current),
+        )
         .route("/artifacts", get(artifacts::list).post(artifacts::create))
         .route("/artifacts/{artifact}", get(artifacts::get))
         .route("/apps/{app}/formations", get(formations::list))
         .route(
             "/apps/{app}/formations/{release}",
-            get(formations::get).put(formations::put).delete(formations::delete),
+            get(formations::get)
+                .put(formations::put)
+                .delete(formations::delete),
         )
         .route("/formations", get(formations::all))
         .route("/apps/{app}/scale/{release}", put(formations::scale))
@@ -116,9 +127,10 @@ where
         tokio::time::Instant::now() + KEEP_ALIVE_INTERVAL,
         KEEP_ALIVE_INTERVAL,
     );
-    let keep_alives = tokio_stream::wrappers::IntervalStream::new(interval)
-        .map(|_| None);
-    let events = stream.map(Some).chain(futures::stream::once(async { Some(bytes::Bytes::new()) }));
+    let keep_alives = tokio_stream::wrappers::IntervalStream::new(interval).map(|_| None);
+    let events = stream
+        .map(Some)
+        .chain(futures::stream::once(async { Some(bytes::Bytes::new()) }));
     let merged = futures::stream::select(events, keep_alives)
         // The empty item marks the end of the events, which must end the keep-alives too.
         .take_while(|item| std::future::ready(item.as_ref().is_none_or(|bytes| !bytes.is_empty())))

@@ -22,7 +22,9 @@ const ENV_BYTES_MAX: usize = 1 << 20;
 const PROCESS_TYPES_MAX: usize = 100;
 
 pub async fn list(Extract(controller): Shared) -> Json<Vec<Arc<Release>>> {
-    Json(newest_first(controller.state().releases.values().cloned().collect()))
+    Json(newest_first(
+        controller.state().releases.values().cloned().collect(),
+    ))
 }
 
 pub async fn list_of_app(
@@ -36,7 +38,14 @@ pub async fn list_of_app(
 
 pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Answer {
     let id: ReleaseId = parse_id(&id)?;
-    Ok(Json(controller.state().releases.get(&id).cloned().ok_or_else(Error::not_found)?))
+    Ok(Json(
+        controller
+            .state()
+            .releases
+            .get(&id)
+            .cloned()
+            .ok_or_else(Error::not_found)?,
+    ))
 }
 
 pub async fn get_of_app(Extract(controller): Shared, Path((app, id)): Path<(String, String)>) -> Answer {
@@ -48,7 +57,9 @@ pub async fn get_of_app(Extract(controller): Shared, Path((app, id)): Path<(Stri
 
 pub async fn current(Extract(controller): Shared, Path(app): Path<String>) -> Answer {
     let state = controller.state();
-    let release = find_app(&state, &app)?.release.and_then(|id| state.releases.get(&id).cloned());
+    let release = find_app(&state, &app)?
+        .release
+        .and_then(|id| state.releases.get(&id).cloned());
     Ok(Json(release.ok_or_else(Error::not_found)?))
 }
 
@@ -58,8 +69,20 @@ pub async fn set_current(
     Body(release): Body<ReleaseRef>,
 ) -> Answer {
     let app = find_app_id(&controller.state(), &app)?;
-    controller.write(Change::SetAppRelease { app, release: release.id }).await?;
-    Ok(Json(controller.state().releases.get(&release.id).cloned().ok_or_else(Error::not_found)?))
+    controller
+        .write(Change::SetAppRelease {
+            app,
+            release: release.id,
+        })
+        .await?;
+    Ok(Json(
+        controller
+            .state()
+            .releases
+            .get(&release.id)
+            .cloned()
+            .ok_or_else(Error::not_found)?,
+    ))
 }
 
 pub async fn create(Extract(controller): Shared, Body(new): Body<NewRelease>) -> Answer {
@@ -73,14 +96,19 @@ pub async fn create(Extract(controller): Shared, Body(new): Body<NewRelease>) ->
     check_env(env.iter())?;
     let mut processes = new.processes.unwrap_or_default();
     if processes.len() > PROCESS_TYPES_MAX {
-        return Err(Error::validation("processes", format!("has more than {PROCESS_TYPES_MAX} types")).into());
+        return Err(
+            Error::validation("processes", format!("has more than {PROCESS_TYPES_MAX} types")).into(),
+        );
     }
     for (name, process) in &mut processes {
         check_process_type(name)?;
         check_env(env.iter().chain(&process.env))?;
         for (resource, value) in &process.resources.0 {
-            if value.limit.is_some_and(|limit| limit <= 0) || value.request.is_some_and(|request| request < 0) {
-                return Err(Error::validation("resources", format!("has a {resource} that is not positive")).into());
+            if value.limit.is_some_and(|limit| limit <= 0) || value.request.is_some_and(|request| request < 0)
+            {
+                return Err(
+                    Error::validation("resources", format!("has a {resource} that is not positive")).into(),
+                );
             }
         }
         process.resources = process.resources.with_defaults();
@@ -94,7 +122,11 @@ pub async fn create(Extract(controller): Shared, Body(new): Body<NewRelease>) ->
         processes,
         created_at: daemon::now(),
     };
-    controller.write(Change::CreateRelease { release: release.clone() }).await?;
+    controller
+        .write(Change::CreateRelease {
+            release: release.clone(),
+        })
+        .await?;
     Ok(Json(Arc::new(release)))
 }
 
@@ -107,7 +139,9 @@ pub async fn delete(
     if !state.releases.contains_key(&id) {
         return Err(Error::not_found().into());
     }
-    controller.write(Change::DeleteRelease { app, release: id }).await?;
+    controller
+        .write(Change::DeleteRelease { app, release: id })
+        .await?;
     Ok(())
 }
 
@@ -118,7 +152,10 @@ fn check_env<'a>(env: impl Iterator<Item = (&'a String, &'a String)>) -> Result<
         bytes += key.len() + value.len() + 2;
     }
     if bytes > ENV_BYTES_MAX {
-        return Err(Error::validation("env", format!("is longer than {ENV_BYTES_MAX} bytes")));
+        return Err(Error::validation(
+            "env",
+            format!("is longer than {ENV_BYTES_MAX} bytes"),
+        ));
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Routes: `/routes`, `/apps/:app/routes`.
 
-use api::{Error, wire::{NewRoute, RouteView}};
+use api::{
+    Error,
+    wire::{NewRoute, RouteView},
+};
 use axum::{
     Json,
     extract::{Path, State as Extract},
@@ -14,13 +17,22 @@ use crate::event_view;
 
 pub async fn all(Extract(controller): Shared) -> Json<Vec<RouteView>> {
     let state = controller.state();
-    Json(newest_first(&state, state.routes.values().map(AsRef::as_ref).collect()))
+    Json(newest_first(
+        &state,
+        state.routes.values().map(AsRef::as_ref).collect(),
+    ))
 }
 
-pub async fn list(Extract(controller): Shared, Path(app): Path<String>) -> Result<Json<Vec<RouteView>>, Failure> {
+pub async fn list(
+    Extract(controller): Shared,
+    Path(app): Path<String>,
+) -> Result<Json<Vec<RouteView>>, Failure> {
     let state = controller.state();
     let app = find_app_id(&state, &app)?;
-    Ok(Json(newest_first(&state, state.routes_of(app).map(AsRef::as_ref).collect())))
+    Ok(Json(newest_first(
+        &state,
+        state.routes_of(app).map(AsRef::as_ref).collect(),
+    )))
 }
 
 pub async fn get(
@@ -40,7 +52,9 @@ pub async fn create(
     let app = find_app_id(&controller.state(), &app)?;
     let certificate = certificate(&new)?;
     let now = daemon::now();
-    let kind = new.kind.ok_or_else(|| Error::validation("type", "must be http or tcp"))?;
+    let kind = new
+        .kind
+        .ok_or_else(|| Error::validation("type", "must be http or tcp"))?;
     let is_http = kind == RouteKind::Http;
     let route = Route {
         kind,
@@ -51,10 +65,18 @@ pub async fn create(
         leader: new.leader,
         created_at: now,
         updated_at: now,
-        domain: if is_http { check_domain(&new.domain)? } else { String::new() },
+        domain: if is_http {
+            check_domain(&new.domain)?
+        } else {
+            String::new()
+        },
         certificate_id: None,
         sticky: is_http && new.sticky,
-        path: if is_http { check_path(new.path)? } else { String::new() },
+        path: if is_http {
+            check_path(new.path)?
+        } else {
+            String::new()
+        },
         drain_backends: new.drain_backends,
         disable_keep_alives: is_http && new.disable_keep_alives,
     };
@@ -62,7 +84,9 @@ pub async fn create(
         return Err(Error::conflict("Port reserved for HTTP/HTTPS traffic").into());
     }
     let id = route.id;
-    controller.write(Change::CreateRoute { route, certificate }).await?;
+    controller
+        .write(Change::CreateRoute { route, certificate })
+        .await?;
     answer(&controller.state(), id)
 }
 
@@ -85,7 +109,9 @@ pub async fn update(
         ..old.clone()
     };
     let id = route.id;
-    controller.write(Change::UpdateRoute { route, certificate }).await?;
+    controller
+        .write(Change::UpdateRoute { route, certificate })
+        .await?;
     answer(&controller.state(), id)
 }
 
@@ -95,7 +121,9 @@ pub async fn delete(
 ) -> Result<(), Failure> {
     let state = controller.state();
     let (app, route) = find(&state, &app, &kind, &id)?;
-    controller.write(Change::DeleteRoute { app, route: route.id }).await?;
+    controller
+        .write(Change::DeleteRoute { app, route: route.id })
+        .await?;
     Ok(())
 }
 
@@ -108,20 +136,37 @@ fn find<'a>(state: &'a State, app: &str, kind: &str, id: &str) -> Result<(AppId,
     let app = find_app_id(state, app)?;
     let id: RouteId = parse_id(id)?;
     let parent = state::parent_ref(app);
-    let route = state.routes.get(&id).filter(|route| route.parent_ref == parent && route.kind.to_string() == kind);
-    route.map(|route| (app, route.as_ref())).ok_or_else(Error::not_found)
+    let route = state
+        .routes
+        .get(&id)
+        .filter(|route| route.parent_ref == parent && route.kind.to_string() == kind);
+    route
+        .map(|route| (app, route.as_ref()))
+        .ok_or_else(Error::not_found)
 }
 
 fn newest_first(state: &State, mut routes: Vec<&Route>) -> Vec<RouteView> {
     routes.sort_by_key(|route| std::cmp::Reverse((route.created_at, route.id)));
-    routes.into_iter().map(|route| event_view::route(state, route)).collect()
+    routes
+        .into_iter()
+        .map(|route| event_view::route(state, route))
+        .collect()
 }
 
 fn check_service(service: String) -> Result<String, Error> {
     let ok = !service.is_empty()
         && service.len() <= 200
-        && service.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    if ok { Ok(service) } else { Err(Error::validation("service", "must name a service, such as APP-web")) }
+        && service
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if ok {
+        Ok(service)
+    } else {
+        Err(Error::validation(
+            "service",
+            "must name a service, such as APP-web",
+        ))
+    }
 }
 
 /// A domain name, `*.` before one, or `*`; lower-cased.
@@ -134,13 +179,16 @@ fn check_domain(domain: &str) -> Result<String, Error> {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         });
     if is_name || domain == "*" {
         return Ok(domain);
     }
     let reason = format!("{domain:?} is no domain name");
-    Err(Error::validation("domain", reason).with_hint("give a name such as www.example.com or *.example.com, without http://"))
+    Err(Error::validation("domain", reason)
+        .with_hint("give a name such as www.example.com or *.example.com, without http://"))
 }
 
 fn check_path(path: String) -> Result<String, Error> {
@@ -151,13 +199,22 @@ fn check_path(path: String) -> Result<String, Error> {
         && path.ends_with('/')
         && path.len() <= 1024
         && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#".contains(&b));
-    if ok { Ok(path) } else { Err(Error::validation("path", "must begin and end with / and be a URL's path")) }
+    if ok {
+        Ok(path)
+    } else {
+        Err(Error::validation(
+            "path",
+            "must begin and end with / and be a URL's path",
+        ))
+    }
 }
 
 /// The certificate that a request brings along, if its key fits.
 fn certificate(new: &NewRoute) -> Result<Option<Certificate>, Error> {
     let (cert, key) = match &new.certificate {
-        Some(given) if !given.cert.is_empty() || !given.key.is_empty() => (given.cert.trim(), given.key.trim()),
+        Some(given) if !given.cert.is_empty() || !given.key.is_empty() => {
+            (given.cert.trim(), given.key.trim())
+        }
         _ => (new.tls_cert.trim(), new.tls_key.trim()),
     };
     if cert.is_empty() && key.is_empty() {

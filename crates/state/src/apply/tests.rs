@@ -32,7 +32,10 @@ fn release(n: u128, app: u128, types: &[&str]) -> Release {
         artifacts: vec![ArtifactId(id(900))],
         env: BTreeMap::new(),
         meta: BTreeMap::new(),
-        processes: types.iter().map(|name| ((*name).to_owned(), ProcessType::default())).collect(),
+        processes: types
+            .iter()
+            .map(|name| ((*name).to_owned(), ProcessType::default()))
+            .collect(),
         created_at: at(0),
     }
 }
@@ -118,16 +121,27 @@ impl World {
             created_at: at(0),
         };
         let domain = "shop.flynn.localhost";
-        world.ok(Change::CreateApp { app: app(1, "shop"), route: Some(route(100, 1, domain, "/")) });
+        world.ok(Change::CreateApp {
+            app: app(1, "shop"),
+            route: Some(route(100, 1, domain, "/")),
+        });
         world.ok(Change::CreateArtifact { artifact });
-        world.ok(Change::CreateRelease { release: release(10, 1, &["web", "worker"]) });
+        world.ok(Change::CreateRelease {
+            release: release(10, 1, &["web", "worker"]),
+        });
         world
     }
 
     fn apply(&mut self, change: Change) -> Outcome {
         self.1 += 1;
         let before = self.image();
-        let outcome = self.0.apply(self.1, Command { at: at(self.1 as i64), change });
+        let outcome = self.0.apply(
+            self.1,
+            Command {
+                at: at(self.1 as i64),
+                change,
+            },
+        );
         if outcome.is_err() {
             self.0.revision = self.1 - 1;
             assert_eq!(self.image(), before, "a refused command changed the state");
@@ -149,14 +163,26 @@ impl World {
     }
 
     fn scale(&mut self, counts: &[(&str, u32)]) -> Outcome {
-        let processes = counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        let processes = counts
+            .iter()
+            .map(|(name, count)| ((*name).to_owned(), *count))
+            .collect();
         let request = ScaleRequestId(id(500 + u128::from(self.1)));
         let (app, release) = (AppId(id(1)), ReleaseId(id(10)));
-        self.apply(Change::Scale { request, app, release, processes: Some(processes), tags: None })
+        self.apply(Change::Scale {
+            request,
+            app,
+            release,
+            processes: Some(processes),
+            tags: None,
+        })
     }
 
     fn job(&mut self, job: u128, change: JobChange) {
-        self.ok(Change::Job { job: JobId(id(job)), change });
+        self.ok(Change::Job {
+            job: JobId(id(job)),
+            change,
+        });
     }
 
     fn image(&self) -> Vec<u8> {
@@ -166,15 +192,24 @@ impl World {
     }
 
     fn events(&self, since: u64) -> Vec<String> {
-        self.0.events_since(since).map(|event| format!("{:?}", event.subject.object_type())).collect()
+        self.0
+            .events_since(since)
+            .map(|event| format!("{:?}", event.subject.object_type()))
+            .collect()
     }
 }
 
 #[test]
 fn a_name_is_taken_once_and_free_again_after_deletion() {
     let mut world = World::with_app();
-    let again = Change::CreateApp { app: app(2, "shop"), route: None };
-    assert_eq!(world.refused(again.clone()), r#"application "shop" already exists"#);
+    let again = Change::CreateApp {
+        app: app(2, "shop"),
+        route: None,
+    };
+    assert_eq!(
+        world.refused(again.clone()),
+        r#"application "shop" already exists"#
+    );
     world.ok(Change::DeleteApp { app: AppId(id(1)) });
     world.ok(again);
     assert_eq!(world.0.find_app("shop").unwrap().id, AppId(id(2)));
@@ -184,14 +219,26 @@ fn a_name_is_taken_once_and_free_again_after_deletion() {
 fn deletion_waits_for_the_jobs_and_takes_everything_along() {
     let mut world = World::with_app();
     world.scale(&[("web", 1)]).unwrap();
-    world.ok(Change::CreateJob { job: job(50, 1, 10, "web") });
-    world.job(50, JobChange::Place { host: "host0".parse().unwrap() });
+    world.ok(Change::CreateJob {
+        job: job(50, 1, 10, "web"),
+    });
+    world.job(
+        50,
+        JobChange::Place {
+            host: "host0".parse().unwrap(),
+        },
+    );
     world.job(50, JobChange::Up { address: None });
     world.ok(Change::DeleteApp { app: AppId(id(1)) });
     assert_eq!(world.0.jobs[&JobId(id(50))].state, JobState::Stopping);
     let finish = Change::FinishAppDeletion { app: AppId(id(1)) };
     assert!(world.refused(finish.clone()).contains("not ended"));
-    world.job(50, JobChange::Down { exit: Exit::Signal(15) });
+    world.job(
+        50,
+        JobChange::Down {
+            exit: Exit::Signal(15),
+        },
+    );
     world.ok(finish.clone());
     world.ok(finish);
     let state = &world.0;
@@ -208,55 +255,110 @@ fn a_scale_names_types_that_exist_and_supersedes_the_one_before() {
     world.scale(&[("web", 2)]).unwrap();
     world.scale(&[("worker", 1)]).unwrap();
     let formation = &world.0.formations[&(AppId(id(1)), ReleaseId(id(10)))];
-    assert_eq!(formation.processes, [("web".to_owned(), 2), ("worker".to_owned(), 1)].into());
-    let states: Vec<_> = world.0.scale_requests.values().map(|request| request.state).collect();
+    assert_eq!(
+        formation.processes,
+        [("web".to_owned(), 2), ("worker".to_owned(), 1)].into()
+    );
+    let states: Vec<_> = world
+        .0
+        .scale_requests
+        .values()
+        .map(|request| request.state)
+        .collect();
     assert_eq!(states, [ScaleRequestState::Cancelled, ScaleRequestState::Pending]);
 }
 
 #[test]
 fn a_first_deployment_is_complete_at_once_and_a_second_one_waits_for_jobs() {
     let mut world = World::with_app();
-    world.ok(Change::CreateDeployment { deployment: deployment(60, 1, 10) });
-    assert_eq!(world.0.deployments[&DeploymentId(id(60))].status, DeploymentStatus::Complete);
+    world.ok(Change::CreateDeployment {
+        deployment: deployment(60, 1, 10),
+    });
+    assert_eq!(
+        world.0.deployments[&DeploymentId(id(60))].status,
+        DeploymentStatus::Complete
+    );
     assert_eq!(world.0.apps[&AppId(id(1))].release, Some(ReleaseId(id(10))));
     world.scale(&[("web", 2)]).unwrap();
-    world.ok(Change::CreateRelease { release: release(11, 1, &["web"]) });
-    world.ok(Change::CreateDeployment { deployment: deployment(61, 1, 11) });
+    world.ok(Change::CreateRelease {
+        release: release(11, 1, &["web"]),
+    });
+    world.ok(Change::CreateDeployment {
+        deployment: deployment(61, 1, 11),
+    });
     let begun = &world.0.deployments[&DeploymentId(id(61))];
     assert_eq!(begun.status, DeploymentStatus::Pending);
     assert_eq!(begun.processes, [("web".to_owned(), 2)].into());
     assert_eq!(begun.old_release, Some(ReleaseId(id(10))));
-    let second = world.refused(Change::CreateDeployment { deployment: deployment(62, 1, 10) });
+    let second = world.refused(Change::CreateDeployment {
+        deployment: deployment(62, 1, 10),
+    });
     assert!(second.contains("already one in progress"));
 }
 
 #[test]
 fn a_job_only_moves_towards_its_end() {
     let mut world = World::with_app();
-    world.ok(Change::CreateJob { job: job(50, 1, 10, "web") });
+    world.ok(Change::CreateJob {
+        job: job(50, 1, 10, "web"),
+    });
     let state = |world: &World| world.0.jobs[&JobId(id(50))].state;
     world.job(50, JobChange::Up { address: None });
-    assert_eq!(state(&world), JobState::Pending, "nothing runs before it is placed");
-    world.job(50, JobChange::Place { host: "host0".parse().unwrap() });
-    world.job(50, JobChange::Up { address: Some([100, 100, 0, 2].into()) });
+    assert_eq!(
+        state(&world),
+        JobState::Pending,
+        "nothing runs before it is placed"
+    );
+    world.job(
+        50,
+        JobChange::Place {
+            host: "host0".parse().unwrap(),
+        },
+    );
+    world.job(
+        50,
+        JobChange::Up {
+            address: Some([100, 100, 0, 2].into()),
+        },
+    );
     world.job(50, JobChange::Unhealthy);
     assert!(world.0.jobs[&JobId(id(50))].is_unhealthy);
-    world.job(50, JobChange::Stop { reason: StopReason::Unwanted });
+    world.job(
+        50,
+        JobChange::Stop {
+            reason: StopReason::Unwanted,
+        },
+    );
     world.job(50, JobChange::Up { address: None });
     assert_eq!(state(&world), JobState::Stopping);
     assert!(!world.0.jobs[&JobId(id(50))].is_drained);
     world.job(50, JobChange::Down { exit: Exit::Code(0) });
-    world.job(50, JobChange::Stop { reason: StopReason::Killed });
+    world.job(
+        50,
+        JobChange::Stop {
+            reason: StopReason::Killed,
+        },
+    );
     assert_eq!(state(&world), JobState::Down);
-    assert_eq!(world.0.jobs[&JobId(id(50))].stop_reason, Some(StopReason::Unwanted));
+    assert_eq!(
+        world.0.jobs[&JobId(id(50))].stop_reason,
+        Some(StopReason::Unwanted)
+    );
 }
 
 #[test]
 fn ended_jobs_are_kept_for_a_while_only() {
     let mut world = World::with_app();
     for n in 0..15 {
-        world.ok(Change::CreateJob { job: job(1000 + n, 1, 10, "web") });
-        world.job(1000 + n, JobChange::Stop { reason: StopReason::Unwanted });
+        world.ok(Change::CreateJob {
+            job: job(1000 + n, 1, 10, "web"),
+        });
+        world.job(
+            1000 + n,
+            JobChange::Stop {
+                reason: StopReason::Unwanted,
+            },
+        );
     }
     let kept: Vec<_> = world.0.jobs.keys().map(|job| job.0.as_u128()).collect();
     assert_eq!(kept, (1005..1015).collect::<Vec<_>>());
@@ -265,12 +367,24 @@ fn ended_jobs_are_kept_for_a_while_only() {
 #[test]
 fn routes_stand_beside_each_other_by_the_originals_rules() {
     let mut world = World::with_app();
-    let create = |route| Change::CreateRoute { route, certificate: None };
+    let create = |route| Change::CreateRoute {
+        route,
+        certificate: None,
+    };
     world.ok(create(route(101, 1, "example.com", "/")));
-    assert_eq!(world.refused(create(route(102, 1, "example.com", "/"))), "Duplicate route");
+    assert_eq!(
+        world.refused(create(route(102, 1, "example.com", "/"))),
+        "Duplicate route"
+    );
     world.ok(create(route(103, 1, "example.com", "/path/")));
-    assert_eq!(world.refused(create(route(104, 1, "nodefault.com", "/sub/"))), "Invalid route");
-    let delete = |n| Change::DeleteRoute { app: AppId(id(1)), route: RouteId(id(n)) };
+    assert_eq!(
+        world.refused(create(route(104, 1, "nodefault.com", "/sub/"))),
+        "Invalid route"
+    );
+    let delete = |n| Change::DeleteRoute {
+        app: AppId(id(1)),
+        route: RouteId(id(n)),
+    };
     assert!(world.refused(delete(101)).contains("dependent routes"));
     world.ok(delete(103));
     world.ok(delete(101));
@@ -301,11 +415,23 @@ fn a_certificate_lives_as_long_as_a_route_names_it() {
     };
     world.ok(tls(101));
     world.ok(tls(102));
-    world.ok(Change::DeleteRoute { app: AppId(id(1)), route: RouteId(id(101)) });
+    world.ok(Change::DeleteRoute {
+        app: AppId(id(1)),
+        route: RouteId(id(101)),
+    });
     assert_eq!(world.0.certificates.len(), 1);
-    world.ok(Change::UpdateRoute { route: route(102, 1, "tls102.com", "/"), certificate: None });
-    assert_eq!(world.0.routes[&RouteId(id(102))].certificate_id, Some(CertificateId(id(700))));
-    world.ok(Change::DeleteRoute { app: AppId(id(1)), route: RouteId(id(102)) });
+    world.ok(Change::UpdateRoute {
+        route: route(102, 1, "tls102.com", "/"),
+        certificate: None,
+    });
+    assert_eq!(
+        world.0.routes[&RouteId(id(102))].certificate_id,
+        Some(CertificateId(id(700)))
+    );
+    world.ok(Change::DeleteRoute {
+        app: AppId(id(1)),
+        route: RouteId(id(102)),
+    });
     assert_eq!(world.0.certificates.len(), 0);
 }
 
@@ -313,8 +439,13 @@ fn a_certificate_lives_as_long_as_a_route_names_it() {
 fn a_watcher_that_comes_back_gets_what_it_missed() {
     let mut world = World::with_app();
     let seen = world.0.last_event;
-    world.ok(Change::CreateRelease { release: release(11, 1, &["web"]) });
-    world.ok(Change::SetAppRelease { app: AppId(id(1)), release: ReleaseId(id(11)) });
+    world.ok(Change::CreateRelease {
+        release: release(11, 1, &["web"]),
+    });
+    world.ok(Change::SetAppRelease {
+        app: AppId(id(1)),
+        release: ReleaseId(id(11)),
+    });
     assert_eq!(world.events(seen), ["Release", "AppRelease"]);
     assert_eq!(world.events(world.0.last_event), Vec::<String>::new());
 }
