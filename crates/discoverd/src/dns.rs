@@ -10,24 +10,19 @@ use std::{
 };
 
 use daemon::Shutdown;
-use discovery::{Answer, Question, QuestionKind};
-use hickory_proto::{
-    op::{Message, MessageType, OpCode, ResponseCode},
-    rr::{
-        Name, RData, Record, RecordType,
-        rdata::{A, AAAA, SRV},
-    },
-};
+use discovery::Question;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
     sync::Semaphore,
 };
 
-use crate::{Shared, forward::Resolvers};
+use crate::{
+    Shared,
+    forward::Resolvers,
+    reply::{Reply, Transport, reply},
+};
 
-/// Seconds that an answer may be kept: jobs come and go.
-const TTL_S: u32 = 1;
 /// Questions in progress; more are dropped, and their askers ask again.
 const IN_PROGRESS_MAX: usize = 1024;
 /// A TCP connection without a question is closed.
@@ -55,74 +50,21 @@ impl Names {
     }
 
     /// The whole answer to a whole query; `None` for what is no query.
-    async fn respond(&self, query: &[u8], is_tcp: bool) -> Option<Vec<u8>> {
-        let message = Message::from_vec(query).ok()?;
-        if message.metadata.message_type != MessageType::Query {
-            return None;
-        }
-        let refuse = |code| response(&message, code, vec![]);
-        if message.metadata.op_code != OpCode::Query || message.queries.len() != 1 {
-            return refuse(ResponseCode::NotImp);
-        }
-        let asked = &message.queries[0];
-        let kind = match asked.query_type() {
-            RecordType::A => QuestionKind::A,
-            RecordType::AAAA => QuestionKind::Aaaa,
-            RecordType::SRV => QuestionKind::Srv,
-            _ => QuestionKind::Other,
-        };
-        let question = Question {
-            name: discovery::reads_as(&asked.name().to_ascii()),
-            kind,
-        };
+    async fn respond(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let found = self
-            .shared
-            .read(|registry| discovery::answer(registry, &question, &self.domain, self.router, turn));
-        let records = match found {
-            Answer::Forward => {
-                return match self.resolvers.ask(query, is_tcp).await {
-                    Some(answer) => Some(answer),
-                    None => refuse(ResponseCode::ServFail),
-                };
-            }
-            Answer::NoSuchName => return refuse(ResponseCode::NXDomain),
-            Answer::Addresses(list) => {
-                let record = |address| Record::from_rdata(asked.name().clone(), TTL_S, address_data(address));
-                list.into_iter().map(record).collect()
-            }
-            Answer::Services(list) => list
-                .into_iter()
-                .filter_map(|(port, target, _)| {
-                    let target = Name::from_ascii(format!("{target}.")).ok()?;
-                    Some(Record::from_rdata(
-                        asked.name().clone(),
-                        TTL_S,
-                        RData::SRV(SRV::new(1, 1, port, target)),
-                    ))
-                })
-                .collect(),
+        let find = |question: &Question| {
+            self.shared
+                .read(|registry| discovery::answer(registry, question, &self.domain, self.router, turn))
         };
-        response(&message, ResponseCode::NoError, records)
+        match reply(query, transport, find) {
+            Reply::Answer(answer) => Some(answer),
+            Reply::Forward { otherwise } => {
+                let is_tcp = transport == Transport::Tcp;
+                Some(self.resolvers.ask(query, is_tcp).await.unwrap_or(otherwise))
+            }
+            Reply::Silence => None,
+        }
     }
-}
-
-fn address_data(address: IpAddr) -> RData {
-    match address {
-        IpAddr::V4(address) => RData::A(A(address)),
-        IpAddr::V6(address) => RData::AAAA(AAAA(address)),
-    }
-}
-
-fn response(query: &Message, code: ResponseCode, answers: Vec<Record>) -> Option<Vec<u8>> {
-    let mut message = Message::response(query.metadata.id, query.metadata.op_code);
-    message.metadata.response_code = code;
-    message.metadata.authoritative = true;
-    message.metadata.recursion_desired = query.metadata.recursion_desired;
-    message.metadata.recursion_available = true;
-    message.add_queries(query.queries.iter().cloned());
-    message.add_answers(answers);
-    message.to_vec().ok()
 }
 
 pub async fn serve_udp(socket: Arc<UdpSocket>, names: Arc<Names>, shutdown: Shutdown) {
@@ -139,7 +81,7 @@ pub async fn serve_udp(socket: Arc<UdpSocket>, names: Arc<Names>, shutdown: Shut
         };
         let (query, names, socket) = (buffer[..length].to_vec(), names.clone(), socket.clone());
         tokio::spawn(async move {
-            if let Some(answer) = names.respond(&query, false).await {
+            if let Some(answer) = names.respond(&query, Transport::Udp).await {
                 let _ = socket.send_to(&answer, peer).await;
             }
             drop(permit);
@@ -174,7 +116,7 @@ async fn converse(mut stream: TcpStream, names: &Names) -> std::io::Result<()> {
         let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
         let mut query = vec![0; usize::from(length)];
         tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut query)).await??;
-        let Some(answer) = names.respond(&query, true).await else {
+        let Some(answer) = names.respond(&query, Transport::Tcp).await else {
             return Ok(());
         };
         let mut framed = (answer.len() as u16).to_be_bytes().to_vec();

@@ -7,6 +7,7 @@ mod dns;
 mod follow;
 mod forward;
 mod http;
+mod reply;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -18,6 +19,8 @@ use api::{Controller, Endpoint};
 use daemon::{Keys, Shutdown};
 use discovery::Registry;
 use tokio::sync::watch;
+
+pub use reply::{Reply, Transport, reply};
 
 pub struct Config {
     pub controller: Endpoint,
