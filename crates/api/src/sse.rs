@@ -36,6 +36,9 @@ pub enum Message {
 #[derive(Debug, Default)]
 pub struct Parser {
     buffer: BytesMut,
+    /// How much of `buffer` is known to have no end of a line: a long event is looked at once, in
+    /// however many pieces it comes.
+    scanned: usize,
     data: Vec<u8>,
     has_data: bool,
     is_error: bool,
@@ -52,16 +55,19 @@ impl Parser {
 
     /// The next whole message.
     pub fn next_message(&mut self) -> Result<Option<Message>, TooLong> {
-        while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-            let line = self.buffer.split_to(end);
+        while let Some(at) = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n') {
+            let line = self.buffer.split_to(self.scanned + at);
             self.buffer.advance(1);
+            self.scanned = 0;
             let line = line.strip_suffix(b"\r").unwrap_or(&line);
             if line.is_empty() {
+                // What an event without data was about must not colour the next one.
+                let is_error = std::mem::take(&mut self.is_error);
                 if !std::mem::take(&mut self.has_data) {
                     continue;
                 }
                 let data = std::mem::take(&mut self.data);
-                return Ok(Some(if std::mem::take(&mut self.is_error) {
+                return Ok(Some(if is_error {
                     Message::Error(String::from_utf8_lossy(&data).into_owned())
                 } else {
                     Message::Data(data.into())
@@ -81,6 +87,7 @@ impl Parser {
                 return Err(TooLong);
             }
         }
+        self.scanned = self.buffer.len();
         if self.buffer.len() > EVENT_BYTES_MAX {
             Err(TooLong)
         } else {
@@ -108,5 +115,15 @@ mod tests {
             Some(Message::Error("gone".into()))
         );
         assert_eq!(parser.next_message().unwrap(), None);
+    }
+
+    #[test]
+    fn an_error_without_words_leaves_the_next_event_alone() {
+        let mut parser = Parser::default();
+        parser.push(b"event: error\n\ndata: 1\n\n");
+        assert_eq!(
+            parser.next_message().unwrap(),
+            Some(Message::Data(Bytes::from_static(b"1")))
+        );
     }
 }
