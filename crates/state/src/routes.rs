@@ -42,10 +42,6 @@ impl State {
         // What a route listens to is fixed; what it leads to may change.
         (route.kind, route.domain, route.path) = (old.kind, old.domain.clone(), old.path.clone());
         (route.port, route.created_at) = (old.port, old.created_at);
-        route.certificate_id = match certificate {
-            Some(certificate) => Some(self.put_certificate(certificate)),
-            None => old.certificate_id,
-        };
         let drains = self.routes.values().any(|other| {
             other.id != route.id
                 && other.service == route.service
@@ -54,6 +50,10 @@ impl State {
         if drains {
             return Err(drain_mismatch());
         }
+        route.certificate_id = match certificate {
+            Some(certificate) => Some(self.put_certificate(certificate)),
+            None => old.certificate_id,
+        };
         let app = self.app_of(&route);
         let route = Arc::new(route);
         self.routes.insert(route.id, route.clone());

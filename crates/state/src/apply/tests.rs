@@ -400,6 +400,33 @@ fn routes_stand_beside_each_other_by_the_originals_rules() {
 }
 
 #[test]
+fn a_route_update_that_is_refused_leaves_no_certificate_behind() {
+    let mut world = World::with_app();
+    for (n, domain) in [(101, "shop.com"), (102, "other.com")] {
+        let route = route(n, 1, domain, "/");
+        world.ok(Change::CreateRoute {
+            route,
+            certificate: None,
+        });
+    }
+    let mut undrained = route(101, 1, "shop.com", "/");
+    undrained.drain_backends = false;
+    let certificate = Certificate {
+        id: CertificateId(id(200)),
+        cert: "cert".into(),
+        key: "key".into(),
+        created_at: at(0),
+        updated_at: at(0),
+    };
+    let update = Change::UpdateRoute {
+        route: undrained,
+        certificate: Some(certificate),
+    };
+    assert!(world.refused(update).starts_with("Invalid route"));
+    assert!(world.0.certificates.is_empty());
+}
+
+#[test]
 fn a_certificate_lives_as_long_as_a_route_names_it() {
     let mut world = World::with_app();
     let certificate = Certificate {
