@@ -176,19 +176,24 @@ impl<'i, 'a> Places<'i, 'a> {
         }
     }
 
-    /// Millionths of the host's processors and memory that are spoken for, together.
+    /// Millionths of the host's processors and memory that are spoken for, together. Requests are
+    /// whatever users wrote, so there is a most.
     fn load(&self, at: u32) -> u64 {
         let (slot, host) = (&self.slots[at as usize], self.index.hosts[at as usize].host);
-        let part = |taken: i64, of: i64| (taken as u128 * 1_000_000 / of.max(1) as u128) as u64;
+        let part = |taken: i64, of: i64| {
+            let millionths = i128::from(taken) * 1_000_000 / i128::from(of.max(1));
+            u64::try_from(millionths).unwrap_or(u64::MAX)
+        };
         let memory = if host.memory_bytes > 0 {
             part(slot.memory_taken_bytes, host.memory_bytes)
         } else {
             0
         };
-        part(
+        let cpu = part(
             slot.cpu_taken_milli,
             if host.cpu_milli > 0 { host.cpu_milli } else { 1000 },
-        ) + memory
+        );
+        cpu.saturating_add(memory)
     }
 
     /// A host that says nothing about its memory is not limited by it.

@@ -1,7 +1,11 @@
 //! Which host, or why none.
 
 mod common;
-use common::check;
+use std::sync::Arc;
+
+use common::{NOW, World, check, release_id};
+use scheduler::plan;
+use types::ResourceLimit;
 
 #[test]
 fn a_group_is_spread_over_the_hosts() {
@@ -57,6 +61,22 @@ fn a_small_machine_runs_many_processes_that_declare_nothing() {
         .collect();
     check("host a mem=2048; want v1 web=20", &lines);
     check("host a mem=2048; memory v1 web 1024; want v1 web=20", &lines);
+}
+
+#[test]
+fn requests_beyond_all_measure_are_a_load_like_any_other() {
+    let mut world = World::draw("host a; host b; want v1 web=2; job w v1/worker up a");
+    let release = world.cluster.releases.get_mut(&release_id("v1")).unwrap();
+    for process in Arc::make_mut(release).processes.values_mut() {
+        let most = ResourceLimit {
+            request: Some(i64::MAX),
+            limit: None,
+        };
+        process.resources.0.insert("cpu".into(), most);
+    }
+    let text = world.read(&plan(&world.cluster, NOW));
+    assert!(text.contains("start web.new1 on b"), "{text}");
+    assert!(text.contains("start web.new2 on a"), "{text}");
 }
 
 #[test]
