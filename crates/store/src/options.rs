@@ -30,6 +30,20 @@ pub struct Timing {
     pub election_max: Duration,
 }
 
+impl Timing {
+    /// For a group of one: there is nobody to send a heartbeat to and nobody who could elect another.
+    ///
+    /// Openraft looks at its clocks about five times per heartbeat, and that is most of what an idle
+    /// host has to do.
+    fn alone() -> Timing {
+        Timing {
+            heartbeat: Duration::from_secs(2),
+            election_min: Duration::from_secs(4),
+            election_max: Duration::from_secs(8),
+        }
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self {
@@ -77,11 +91,10 @@ impl Options {
             id: 1,
             address: String::new(),
         };
-        Self::new(
-            directory,
-            alone.id,
-            Start::Found(vec![alone]),
-            Arc::new(NoTransport),
-        )
+        let start = Start::Found(vec![alone.clone()]);
+        Self {
+            timing: Timing::alone(),
+            ..Self::new(directory, alone.id, start, Arc::new(NoTransport))
+        }
     }
 }
