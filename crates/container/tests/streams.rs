@@ -163,6 +163,25 @@ async fn a_terminal_has_a_size_and_control_characters() {
 }
 
 #[tokio::test]
+async fn what_is_typed_before_the_terminal_is_there_is_not_lost() {
+    let world = World::new();
+    for _ in 0..50 {
+        let mut spec = world.spec("read line; echo \"<$line>\"; stty size");
+        spec.process.terminal = Some(size(80, 24));
+        spec.wait_for_attach_ms = Some(30_000);
+        let job = world.start(&spec).await;
+        // Attaching is what lets the process go: the terminal comes a little later.
+        let mut attached = job.attach().await;
+        attached.writer.resize(size(100, 30)).await.unwrap();
+        attached.writer.resize(size(132, 43)).await.unwrap();
+        attached.writer.stdin(b"typed at once\n").await.unwrap();
+        let (outcome, output) = read_to_end(&mut attached).await;
+        assert_eq!(outcome, Outcome::Exited { code: 0 });
+        assert!(output.ends_with("<typed at once>\r\n43 132\r\n"), "{output:?}");
+    }
+}
+
+#[tokio::test]
 async fn hanging_up_on_a_terminal_ends_what_runs_on_it() {
     let world = World::new();
     let mut spec = world.spec("echo up; while :; do sleep 0.05; done");

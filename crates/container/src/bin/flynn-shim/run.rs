@@ -106,7 +106,9 @@ fn create(spec: &Spec, job_dir: &Path, cgroup: &Cgroup) -> anyhow::Result<Parts>
     let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
         .with_root_path(&root.runtime_directory)?
         .with_executor(executor);
-    if spec.process.terminal.is_none() {
+    if spec.process.terminal.is_some() {
+        session.expect_terminal();
+    } else {
         let (stdin, our_stdin): (OwnedFd, Option<OwnedFd>) = match spec.stdin {
             true => pipe().map(|(read, write)| (read, Some(write)))?,
             false => (File::open("/dev/null")?.into(), None),

@@ -80,8 +80,19 @@ impl Polls {
     }
 }
 
+/// Where the process's input goes.
+enum Input {
+    /// Pid 1 has not handed the terminal over yet; what is typed until then is kept, and so is the
+    /// last size asked for.
+    Awaited {
+        size: Option<WindowSize>,
+    },
+    Open(OwnedFd),
+    Closed,
+}
+
 pub struct Session {
-    stdin: Option<OwnedFd>,
+    stdin: Input,
     stdin_queue: VecDeque<u8>,
     /// Close it as soon as the queue is empty.
     stdin_is_closing: bool,
@@ -124,7 +135,7 @@ impl Client {
 impl Session {
     pub fn new(listener: Option<UnixListener>) -> Session {
         Session {
-            stdin: None,
+            stdin: Input::Closed,
             stdin_queue: VecDeque::new(),
             stdin_is_closing: false,
             outputs: Vec::new(),
@@ -142,14 +153,23 @@ impl Session {
         for pipe in stdin.iter().chain([&stdout, &stderr]) {
             sys::set_nonblocking(pipe.as_fd())?;
         }
-        self.stdin = stdin;
+        self.stdin = stdin.map_or(Input::Closed, Input::Open);
         self.outputs = vec![(Stream::Stdout, Some(stdout)), (Stream::Stderr, Some(stderr))];
         Ok(())
     }
 
+    /// A terminal will be there: clients may type before it is.
+    pub fn expect_terminal(&mut self) {
+        self.stdin = Input::Awaited { size: None };
+        self.is_terminal = true;
+    }
+
     pub fn set_terminal(&mut self, terminal: OwnedFd) -> io::Result<()> {
         sys::set_nonblocking(terminal.as_fd())?;
-        self.stdin = Some(terminal.try_clone()?);
+        if let Input::Awaited { size: Some(size) } = self.stdin {
+            sys::resize(terminal.as_fd(), size)?;
+        }
+        self.stdin = Input::Open(terminal.try_clone()?);
         self.outputs = vec![(Stream::Stdout, Some(terminal))];
         self.is_terminal = true;
         Ok(())
@@ -256,7 +276,7 @@ impl Session {
                 polls.add(Token::Output(index), output, libc::POLLIN);
             }
         }
-        if let (Some(stdin), false) = (&self.stdin, self.stdin_queue.is_empty()) {
+        if let (Input::Open(stdin), false) = (&self.stdin, self.stdin_queue.is_empty()) {
             polls.add(Token::Stdin, stdin, libc::POLLOUT);
         }
         if let (Some(listener), true) = (&self.listener, self.clients.len() < CLIENTS_MAX) {
@@ -342,8 +362,8 @@ impl Session {
     }
 
     fn write_stdin(&mut self) {
-        let Some(stdin) = &self.stdin else {
-            return self.stdin_queue.clear();
+        let Input::Open(stdin) = &self.stdin else {
+            return;
         };
         let (front, _) = self.stdin_queue.as_slices();
         match rustix::io::write(stdin, front) {
@@ -352,7 +372,7 @@ impl Session {
             // The app has closed its input: what is typed now is for nobody.
             Err(_) => {
                 self.stdin_queue.clear();
-                self.stdin = None;
+                self.stdin = Input::Closed;
             }
         }
         self.close_stdin_if_due();
@@ -360,11 +380,14 @@ impl Session {
 
     fn close_stdin_if_due(&mut self) {
         if self.stdin_is_closing && self.stdin_queue.is_empty() {
-            self.stdin = None;
+            self.stdin = Input::Closed;
         }
     }
 
     fn close_stdin(&mut self) {
+        if matches!(self.stdin, Input::Closed) {
+            return;
+        }
         if self.is_terminal {
             // What ctrl-D sends.
             self.stdin_queue.push_back(4);
@@ -374,9 +397,11 @@ impl Session {
         }
     }
 
-    fn resize(&self, size: WindowSize) {
-        if let (true, Some(terminal)) = (self.is_terminal, &self.stdin) {
-            drop(sys::resize(terminal.as_fd(), size));
+    fn resize(&mut self, new_size: WindowSize) {
+        match &mut self.stdin {
+            Input::Awaited { size } => *size = Some(new_size),
+            Input::Open(terminal) if self.is_terminal => drop(sys::resize(terminal.as_fd(), new_size)),
+            Input::Open(_) | Input::Closed => {}
         }
     }
 
@@ -407,11 +432,10 @@ impl Session {
         if events & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0 {
             for frame in self.receive(position, events) {
                 let takes_stdin = self.clients[position].stdin;
+                let is_heard = !matches!(self.stdin, Input::Closed) && !self.stdin_is_closing;
                 match frame {
                     Frame::Request(request) => requests.push((id, request)),
-                    Frame::Stdin(bytes) if takes_stdin && self.stdin.is_some() && !self.stdin_is_closing => {
-                        self.stdin_queue.extend(bytes)
-                    }
+                    Frame::Stdin(bytes) if takes_stdin && is_heard => self.stdin_queue.extend(bytes),
                     Frame::CloseStdin if takes_stdin => self.close_stdin(),
                     Frame::Resize(size) => self.resize(size),
                     _ => {}
