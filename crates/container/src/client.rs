@@ -95,6 +95,8 @@ impl Shim {
         if let Some(problem) = spec.problem() {
             return Err(StartError::Spec(problem));
         }
+        // Only speed depends on it.
+        tokio::task::spawn_blocking(crate::cgroup::expect_moves);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
