@@ -5,6 +5,7 @@
 //! there). Everything a test made is gone after it, whether it passed or not.
 
 pub mod http;
+pub mod measure;
 mod net;
 
 use std::{
