@@ -122,7 +122,6 @@ impl AsciiChart {
         Self::default()
     }
 
-    #[expect(clippy::should_implement_trait, reason = "the name is the original's")]
     pub fn add(mut self, name: &str, histogram: Histogram) -> Self {
         self.series.push((name.to_owned(), histogram));
         self

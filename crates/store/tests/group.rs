@@ -84,6 +84,16 @@ async fn a_node_that_was_away_too_long_catches_up_by_snapshot() {
     }
     leader.snapshot().await.unwrap();
     leader.write(put("last", 0)).await.unwrap();
+    // The log is cut some time after the snapshot is there; a node that came back before that would
+    // catch up by the log.
+    let is_cut = async {
+        while leader.status().purged_index.is_none_or(|index| index < 200) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), is_cut)
+        .await
+        .expect("the log is cut");
     group.start(away).await;
     group.converge(&leader).await;
     assert_eq!(*group.node(away).read(), *leader.read());
