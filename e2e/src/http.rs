@@ -25,7 +25,10 @@ impl Answer {
 }
 
 pub fn get(address: &str, host: &str, path: &str) -> Result<Answer> {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
+    exchange(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
+    )
 }
 
 pub fn call(address: &str, method: &str, path: &str, key: &str, body: Option<&Value>) -> Result<Answer> {
@@ -48,9 +51,16 @@ fn exchange(address: &str, request: &str) -> Result<Answer> {
     stream.write_all(request.as_bytes())?;
     let mut bytes = vec![];
     stream.read_to_end(&mut bytes)?;
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").context("the answer has no end of its head")?;
+    let end = bytes
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .context("the answer has no end of its head")?;
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).context("the answer has no status")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .context("the answer has no status")?;
     let mut body = bytes[end + 4..].to_vec();
     if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
         body = unchunked(&body).context("the answer's chunks are broken off")?;
@@ -61,7 +71,9 @@ fn exchange(address: &str, request: &str) -> Result<Answer> {
 }
 
 fn content_length(head: &str) -> Option<usize> {
-    let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with("content-length:"))?;
+    let line = head
+        .lines()
+        .find(|line| line.to_ascii_lowercase().starts_with("content-length:"))?;
     line.split(':').nth(1)?.trim().parse().ok()
 }
 

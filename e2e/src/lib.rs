@@ -41,11 +41,19 @@ pub struct Process {
 
 impl Process {
     pub fn web(script: &str) -> Process {
-        Process { name: "web", args: python(script), is_web: true }
+        Process {
+            name: "web",
+            args: python(script),
+            is_web: true,
+        }
     }
 
     pub fn worker(script: &str) -> Process {
-        Process { name: "worker", args: vec!["bash".into(), "-c".into(), script.into()], is_web: false }
+        Process {
+            name: "worker",
+            args: vec!["bash".into(), "-c".into(), script.into()],
+            is_web: false,
+        }
     }
 }
 
@@ -62,6 +70,7 @@ import os, signal, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     def do_GET(self):
         if self.path.startswith("/slow/"):
             time.sleep(int(self.path.split("/")[2]) / 1000)
@@ -126,12 +135,21 @@ impl Cluster {
         );
         fs::write(dir.path().join("host.toml"), config)?;
         fs::create_dir_all(dir.path().join("home"))?;
-        Ok(Cluster { dir, net, name, supervisor: None, is_gone: false })
+        Ok(Cluster {
+            dir,
+            net,
+            name,
+            supervisor: None,
+            is_gone: false,
+        })
     }
 
     /// Starts daemon and router and waits until the API answers through the router.
     pub fn boot(&mut self) -> Result<()> {
-        let log = fs::File::options().create(true).append(true).open(self.dir.path().join("host.log"))?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("host.log"))?;
         let child = self
             .inside(&program("flynn-host"))
             .arg("--config")
@@ -151,7 +169,9 @@ impl Cluster {
     /// A command that runs in the cluster's network, with a home of its own.
     pub fn inside(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.net.path().display())).arg(program);
+        command
+            .arg(format!("--net={}", self.net.path().display()))
+            .arg(program);
         let home = self.dir.path().join("home");
         command
             .env("HOME", &home)
@@ -172,18 +192,39 @@ impl Cluster {
     }
 
     pub fn try_flynn(&self, args: &[&str]) -> Result<Output> {
-        Ok(self.inside(&program("flynn")).args(args).stdin(Stdio::null()).output()?)
+        Ok(self
+            .inside(&program("flynn"))
+            .args(args)
+            .stdin(Stdio::null())
+            .output()?)
     }
 
     pub fn flynn_host(&self, args: &[&str]) -> Result<String> {
         let config = self.dir.path().join("host.toml");
-        let output = self.inside(&program("flynn-host")).arg("--config").arg(config).args(args).output()?;
+        let output = self
+            .inside(&program("flynn-host"))
+            .arg("--config")
+            .arg(config)
+            .args(args)
+            .output()?;
         succeeded(&format!("flynn-host {}", args.join(" ")), output)
     }
 
     pub fn git(&self, dir: &Path, args: &[&str]) -> Result<Output> {
-        let identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com", "-c", "init.defaultBranch=main"];
-        Ok(self.inside(Path::new("git")).args(identity).args(args).current_dir(dir).output()?)
+        let identity = [
+            "-c",
+            "user.name=Test",
+            "-c",
+            "user.email=test@example.com",
+            "-c",
+            "init.defaultBranch=main",
+        ];
+        Ok(self
+            .inside(Path::new("git"))
+            .args(identity)
+            .args(args)
+            .current_dir(dir)
+            .output()?)
     }
 
     /// A git repository with these files, committed.
@@ -202,7 +243,10 @@ impl Cluster {
 
     pub fn commit(&self, dir: &Path, message: &str) -> Result<()> {
         succeeded("git add", self.git(dir, &["add", "-A"])?)?;
-        succeeded("git commit", self.git(dir, &["commit", "-q", "--allow-empty", "-m", message])?)?;
+        succeeded(
+            "git commit",
+            self.git(dir, &["commit", "-q", "--allow-empty", "-m", message])?,
+        )?;
         Ok(())
     }
 
@@ -210,7 +254,10 @@ impl Cluster {
     pub fn push(&self, dir: &Path, app: &str) -> Result<(bool, String)> {
         let url = format!("https://git.flynn.localhost/{app}.git");
         let output = self.git(dir, &["push", &url, "HEAD:refs/heads/main", "--force"])?;
-        Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+        Ok((
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
     }
 
     /// One request through the router.
@@ -221,16 +268,32 @@ impl Cluster {
     /// The body that `app` answers with.
     pub fn page(&self, app: &str) -> Result<String> {
         let answer = self.request(&format!("{app}.flynn.localhost"), "/")?;
-        ensure!(answer.status == 200, "{app} answers {}: {}", answer.status, answer.text());
+        ensure!(
+            answer.status == 200,
+            "{app} answers {}: {}",
+            answer.status,
+            answer.text()
+        );
         Ok(answer.text())
     }
 
     /// A request to the controller's API with the users' key.
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let key = fs::read_to_string(self.dir.path().join("state/secrets/controller.key"))?;
-        let answer = self.net.within(|| http::call("127.0.0.1:1112", method, path, key.trim(), body))?;
-        ensure!(answer.status == 200, "{method} {path} answers {}: {}", answer.status, answer.text());
-        if answer.body.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&answer.body)?) }
+        let answer = self
+            .net
+            .within(|| http::call("127.0.0.1:1112", method, path, key.trim(), body))?;
+        ensure!(
+            answer.status == 200,
+            "{method} {path} answers {}: {}",
+            answer.status,
+            answer.text()
+        );
+        if answer.body.is_empty() {
+            Ok(Value::Null)
+        } else {
+            Ok(serde_json::from_slice(&answer.body)?)
+        }
     }
 
     /// A release of the run image with these processes, which is not deployed yet.
@@ -266,12 +329,19 @@ impl Cluster {
         }
         let env: serde_json::Map<_, _> = env.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
         let body = json!({"app_id": id, "artifacts": [artifact["id"]], "env": env, "processes": types});
-        Ok(self.api("POST", "/releases", Some(&body))?["id"].as_str().unwrap_or_default().to_owned())
+        Ok(self.api("POST", "/releases", Some(&body))?["id"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned())
     }
 
     /// Deploys a release and waits for its end: its status and its error.
     pub fn deploy(&self, app: &str, release: &str) -> Result<(String, String)> {
-        let deployment = self.api("POST", &format!("/apps/{app}/deploy"), Some(&json!({"id": release})))?;
+        let deployment = self.api(
+            "POST",
+            &format!("/apps/{app}/deploy"),
+            Some(&json!({"id": release})),
+        )?;
         let path = format!("/deployments/{}", deployment["id"].as_str().unwrap_or_default());
         self.wait("the deployment to end", || {
             let deployment = self.api("GET", &path, None)?;
@@ -311,7 +381,11 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(20));
         }
         let why = last.map(|error| format!(": {error:#}")).unwrap_or_default();
-        bail!("waited {} s for {what}{why}\n{}", PATIENCE.as_secs(), self.host_log());
+        bail!(
+            "waited {} s for {what}{why}\n{}",
+            PATIENCE.as_secs(),
+            self.host_log()
+        );
     }
 
     /// The process id in a file of the run directory.
@@ -324,8 +398,12 @@ impl Cluster {
     pub fn shims(&self) -> Vec<i32> {
         let jobs = self.dir.path().join("state/jobs");
         processes(|command| {
-            command.first().is_some_and(|program| program.ends_with("flynn-shim"))
-                && command.iter().any(|argument| argument.starts_with(&*jobs.to_string_lossy()))
+            command
+                .first()
+                .is_some_and(|program| program.ends_with("flynn-shim"))
+                && command
+                    .iter()
+                    .any(|argument| argument.starts_with(&*jobs.to_string_lossy()))
         })
     }
 
@@ -338,12 +416,17 @@ impl Cluster {
         self.supervisor = None;
         let config = self.dir.path().join("host.toml").to_string_lossy().into_owned();
         let platform = processes(|command| {
-            command.first().is_some_and(|program| program.ends_with("flynn-host")) && command.contains(&config)
+            command
+                .first()
+                .is_some_and(|program| program.ends_with("flynn-host"))
+                && command.contains(&config)
         });
         for pid in platform.into_iter().chain(self.shims()).chain(self.contained()) {
             kill(pid);
         }
-        self.wait("everything to be dead", || Ok(self.contained().is_empty().then_some(())))
+        self.wait("everything to be dead", || {
+            Ok(self.contained().is_empty().then_some(()))
+        })
     }
 
     /// Processes in this cluster's cgroups.
@@ -383,10 +466,7 @@ impl Cluster {
     }
 
     fn leftovers(&self) -> Vec<String> {
-        let mut left = vec![];
-        let dir = self.dir.path().to_string_lossy().into_owned();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        left.extend(mounts.lines().filter(|line| line.contains(&dir)).map(|line| format!("mount {line}")));
+        let mut left = self.mounts_and_loops();
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             let path = controller.path().join(format!("flynn-{}", self.name));
             if path.exists() {
@@ -396,6 +476,18 @@ impl Cluster {
         for pid in self.shims() {
             left.push(format!("shim {pid}"));
         }
+        left
+    }
+
+    /// What of the cluster's directory is mounted on this machine or held by a loop device.
+    pub fn mounts_and_loops(&self) -> Vec<String> {
+        let dir = self.dir.path().to_string_lossy().into_owned();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut left: Vec<_> = mounts
+            .lines()
+            .filter(|line| line.contains(&dir))
+            .map(|line| format!("mount {line}"))
+            .collect();
         for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
             let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
             if backing.contains(&dir) {
@@ -421,7 +513,11 @@ impl Drop for Cluster {
 
 fn collect_pids(directory: &Path, pids: &mut Vec<i32>) {
     let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    pids.extend(
+        text.lines()
+            .filter_map(|line| line.parse::<i32>().ok())
+            .filter(|pid| *pid > 0),
+    );
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.path().is_dir() {
             collect_pids(&entry.path(), pids);
@@ -433,8 +529,12 @@ fn collect_pids(directory: &Path, pids: &mut Vec<i32>) {
 pub fn processes(is_wanted: impl Fn(&[String]) -> bool) -> Vec<i32> {
     let mut pids = vec![];
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(command) = fs::read(entry.path().join("cmdline")) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(command) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
         let words: Vec<String> = command
             .split(|byte| *byte == 0)
             .map(|word| String::from_utf8_lossy(word).into_owned())
@@ -454,18 +554,31 @@ pub fn kill(pid: i32) {
 }
 
 pub fn succeeded(what: &str, output: Output) -> Result<String> {
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "`{what}` failed ({}):\n{out}{err}", output.status);
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    ensure!(
+        output.status.success(),
+        "`{what}` failed ({}):\n{out}{err}",
+        output.status
+    );
     Ok(out.into_owned())
 }
 
 pub fn repo_root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("e2e is in the repository").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("e2e is in the repository")
+        .to_owned()
 }
 
 /// A program of this workspace: beside the test's own directory in the build's output.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a file");
-    let output = test.parent().and_then(Path::parent).expect("tests are in target/.../deps");
+    let output = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests are in target/.../deps");
     output.join(name)
 }

@@ -1,17 +1,13 @@
 //! A network namespace with a way out: package registries must be reachable from builds.
 
-use std::{
-    fs::File,
-    os::fd::AsFd,
-    path::PathBuf,
-    process::Command,
-};
+use std::{fs::File, os::fd::AsFd, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub struct NetNs {
     name: String,
+    outside: String,
     forwarding: String,
 }
 
@@ -25,10 +21,16 @@ impl NetNs {
         let second = 18 + slot * 4 / 65_536;
         let outside = format!("198.{second}.{third}.{}", fourth + 1);
         let inside = format!("198.{second}.{third}.{}", fourth + 2);
-        let net = NetNs { name: name.to_owned(), forwarding: std::fs::read_to_string(FORWARDING)? };
+        let net = NetNs {
+            name: name.to_owned(),
+            outside: outside.clone(),
+            forwarding: std::fs::read_to_string(FORWARDING)?,
+        };
         let host_end = format!("{name}h");
         run(&format!("ip netns add {name}"))?;
-        run(&format!("ip link add {host_end} type veth peer name eth0 netns {name}"))?;
+        run(&format!(
+            "ip link add {host_end} type veth peer name eth0 netns {name}"
+        ))?;
         run(&format!("ip addr add {outside}/30 dev {host_end}"))?;
         run(&format!("ip link set {host_end} up"))?;
         run(&format!("ip -n {name} link set lo up"))?;
@@ -50,6 +52,11 @@ impl NetNs {
 
     pub fn path(&self) -> PathBuf {
         format!("/run/netns/{}", self.name).into()
+    }
+
+    /// The machine's address on the way out of the namespace: from within, it is another machine's.
+    pub fn outside(&self) -> String {
+        self.outside.clone()
     }
 
     /// Does something on a thread that is in this namespace.
@@ -80,7 +87,10 @@ impl Drop for NetNs {
         let _ = run(&format!("ip netns del {}", self.name));
         // Other tests may still need it; whoever found it off and is last puts it back.
         let others = std::fs::read_dir("/run/netns").map_or(0, |entries| {
-            entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("fe")).count()
+            entries
+                .flatten()
+                .filter(|entry| entry.file_name().to_string_lossy().starts_with("fe"))
+                .count()
         });
         if others == 0 && self.forwarding.trim() == "0" {
             let _ = std::fs::write(FORWARDING, "0");
@@ -90,7 +100,14 @@ impl Drop for NetNs {
 
 fn run(command: &str) -> Result<()> {
     let words: Vec<&str> = command.split_whitespace().collect();
-    let output = Command::new(words[0]).args(&words[1..]).output().with_context(|| command.to_owned())?;
-    ensure!(output.status.success(), "`{command}`: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .output()
+        .with_context(|| command.to_owned())?;
+    ensure!(
+        output.status.success(),
+        "`{command}`: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }

@@ -157,6 +157,14 @@ fn settings(terminal: &OwnedFd) -> Result<String> {
     Ok(format!("{modes:?}"))
 }
 
+/// Not simply the first that is up: a job just left may be listed a moment longer.
+fn web_job(cluster: &Cluster) -> Result<String> {
+    let jobs = cluster.jobs("shop", "up")?;
+    let web = jobs.iter().find(|job| job["type"] == "web");
+    let id = web.and_then(|job| job["id"].as_str());
+    Ok(id.context("no web job is up")?.to_owned())
+}
+
 fn a_shell_is_as_it_would_be_here(cluster: &Cluster, args: &[&str]) -> Result<()> {
     let mut terminal = Terminal::run(cluster, args, 132, 43)?;
     // Typed at once: nobody waits for a prompt they know will come.
@@ -198,11 +206,7 @@ fn a_shell_in_a_job_is_as_it_would_be_here() -> Result<()> {
     cluster.app("shop", &[Process::web(&server("hello"))], 1)?;
     a_shell_is_as_it_would_be_here(&cluster, &["-a", "shop", "run", "bash", "--norc"])?;
 
-    let jobs = cluster.jobs("shop", "up")?;
-    let job = jobs
-        .first()
-        .and_then(|job| job["id"].as_str())
-        .context("a job is up")?;
+    let job = &web_job(&cluster)?;
     a_shell_is_as_it_would_be_here(&cluster, &["-a", "shop", "exec", job, "bash", "--norc"])?;
 
     // Ctrl-d ends it, and hanging up does not leave the job behind.
@@ -224,11 +228,7 @@ fn much_output_arrives_whole() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.app("shop", &[Process::web(&server("hello"))], 1)?;
     let (script, lines) = ("yes | head -c 50M", 25 << 20);
-    let jobs = cluster.jobs("shop", "up")?;
-    let job = jobs
-        .first()
-        .and_then(|job| job["id"].as_str())
-        .context("a job is up")?;
+    let job = &web_job(&cluster)?;
     let run = ["-a", "shop", "run", "bash", "-c", script];
     let exec = ["-a", "shop", "exec", job, "bash", "-c", script];
     for args in [run.as_slice(), exec.as_slice()] {
