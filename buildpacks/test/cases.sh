@@ -94,9 +94,9 @@ check_built_app() {
   [ "$(ls "$app/layers" | grep -c ^node_modules-)" = 1 ] || { ls "$app/layers"; echo "the pruned modules were packed twice"; exit 1; }
 }
 
-# Makes a lock file with a package manager of this machine.
+# Makes a lock file with a package manager of this machine. Where CI is set, some of them refuse to.
 lock_in_cage() {
-  (cd "$app/src" && HOME=$app/cache "$@") >"$app/lock.log" 2>&1 || { cat "$app/lock.log"; exit 1; }
+  (cd "$app/src" && HOME=$app/cache env -u CI YARN_ENABLE_IMMUTABLE_INSTALLS=false "$@") >"$app/lock.log" 2>&1 || { cat "$app/lock.log"; exit 1; }
   rm -rf "$app/src/node_modules"
   chown -R 1000:1000 "$app/src"
 }
