@@ -566,3 +566,50 @@ case_php() {
   measure "cold build $build_ms ms"
   start web 'curl -s $url/some/route | grep "Hello from PHP at /some/route"; sleep 0.3; grep seen "$app/log"'
 }
+
+# An OCI image, here made of the run image's own files, with compilers added by script/base-image.
+case_an_oci_image_takes_the_place_of_the_base_image() {
+  local place=$work/oci base_image=$root/script/base-image
+  image_directories=()
+  mount_image run
+  oci_layout "${image_directories[0]}" "$place/image"
+  "$base_image" --cache "$place/cache" --image "oci:$place/image:latest" "$place/state/layers"
+  [ "$(jq -r .run.from "$place/state/images/stack.json")" = "oci:$place/image:latest" ]
+  stack_directory=$place/state
+  new_app oci "$root/examples/procfile"
+  build
+  start web 'curl -s $url | grep "Hello from the Procfile example"'
+  # What was chosen stays chosen, and an image that is none changes nothing.
+  "$base_image" --cache "$place/cache" "$place/state/layers" >"$place/said"
+  if "$base_image" --cache "$place/cache" --image "oci:$place/none:latest" "$place/state/layers" >"$place/said" 2>&1; then
+    echo "an image that does not exist was taken"
+    exit 1
+  fi
+  grep -F "error: cannot fetch the image oci:$place/none:latest" "$place/said"
+  [ "$(jq -r .run.from "$place/state/images/stack.json")" = "oci:$place/image:latest" ]
+}
+
+# oci_layout TREE DIRECTORY: an OCI image layout with one layer and the tag "latest".
+oci_layout() {
+  local tree=$1 layout=$2 layer config manifest type=application/vnd.oci.image
+  mkdir -p "$layout/blobs/sha256"
+  tar -C "$tree" -cf "$layout/blob" .
+  layer=$(oci_blob "$type.layer.v1.tar")
+  jq -n --arg architecture "$(dpkg --print-architecture)" --argjson layer "$layer" \
+    '{architecture: $architecture, os: "linux", config: {}, rootfs: {type: "layers", diff_ids: [$layer.digest]}}' >"$layout/blob"
+  config=$(oci_blob "$type.config.v1+json")
+  jq -n --argjson config "$config" --argjson layer "$layer" --arg type "$type.manifest.v1+json" \
+    '{schemaVersion: 2, mediaType: $type, config: $config, layers: [$layer]}' >"$layout/blob"
+  manifest=$(oci_blob "$type.manifest.v1+json")
+  jq '{schemaVersion: 2, manifests: [. + {annotations: {"org.opencontainers.image.ref.name": "latest"}}]}' <<<"$manifest" >"$layout/index.json"
+  echo '{"imageLayoutVersion": "1.0.0"}' >"$layout/oci-layout"
+}
+
+# oci_blob TYPE: puts $layout/blob to its digest, and describes it.
+oci_blob() {
+  local digest size
+  digest=$(sha256sum <"$layout/blob" | cut -d' ' -f1)
+  size=$(stat -c %s "$layout/blob")
+  mv "$layout/blob" "$layout/blobs/sha256/$digest"
+  jq -n --arg type "$1" --arg digest "sha256:$digest" --argjson size "$size" '{mediaType: $type, digest: $digest, size: $size}'
+}

@@ -3,6 +3,8 @@
 
 PACKAGES_BUILD=(ca-certificates curl gcc git libc6-dev mold)
 PACKAGES_RUN=(debian-archive-keyring e2fsprogs erofs-utils git iproute2 jq mmdebstrap nftables procps util-linux)
+# To fetch and unpack an image of a registry.
+PACKAGES_OCI=(golang-github-containers-common skopeo umoci)
 RUST_VERSION_MIN=1.95
 
 # Where things are installed; tests install elsewhere.

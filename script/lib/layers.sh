@@ -186,13 +186,21 @@ clean_tree() {
   find "$tree" -xdev -type f -perm /6000 -exec chmod ug-s {} +
 }
 
-# compile_python ROOT TREE: byte code for the Python sources of Debian's packages in TREE (all of ROOT, or what
-# an overlay adds to it), in the form that looks at no time.
+# require_suite ROOT NAME HINT: packages of SUITE fit no other release.
+require_suite() {
+  local release
+  release=$(. "$1/etc/os-release" 2>/dev/null && printf '%s %s' "${ID:-}" "${VERSION_CODENAME:-}") || true
+  [ "$release" = "debian $SUITE" ] || fail "$2 is no Debian $SUITE, so that its packages cannot be added to it" "$3"
+}
+
+# compile_python ROOT TREE: byte code for the Python sources in TREE (all of ROOT, or what an overlay adds to it)
+# that came with it, in the form that looks at no time.
 compile_python() {
-  local root=$1 tree=$2
-  [ -x "$root/usr/bin/python3" ] || return 0
-  [ -n "$(compgen -G "$tree/usr/lib/python3*")" ] || return 0
-  (cd "$tree" && find usr/lib/python3* -name '*.py' -type f | sort | sed 's|^|/|') >"$root/tmp/python-sources"
+  local root=$1 tree=$2 places
+  chroot "$root" /bin/sh -c 'command -v python3' >/dev/null 2>&1 || return 0
+  places=$(cd "$tree" && compgen -G 'usr/lib/python3*'; cd "$tree" && compgen -G 'usr/local/lib/python3*') || true
+  [ -n "$places" ] || return 0
+  (cd "$tree" && find $places -name '*.py' -type f | sort | sed 's|^|/|') >"$root/tmp/python-sources"
   # Files that are not meant for this version of Python do not compile; nothing imports them either.
   PYTHONHASHSEED=0 chroot "$root" python3 -m compileall -q --invalidation-mode unchecked-hash \
     -x '/(test|tests|idlelib|lib2to3)/' -i /tmp/python-sources >/dev/null || true
