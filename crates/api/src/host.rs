@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use types::{Exit, HealthCheck, HostId, JobId, Resources, Timestamp, Tty};
 
 /// A job as a host runs it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HostJob {
     /// `HOST-UUID`.
     pub id: String,
@@ -45,7 +45,7 @@ impl HostJob {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Mountspec {
     /// `erofs` for this platform's layers.
     #[serde(rename = "type", default)]
@@ -63,7 +63,7 @@ pub struct Mountspec {
     pub meta: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ContainerConfig {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
@@ -100,7 +100,7 @@ pub struct ContainerConfig {
     pub stop_timeout: u32,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HostPort {
     #[serde(default)]
     pub port: u16,
@@ -110,7 +110,7 @@ pub struct HostPort {
     pub service: Option<HostService>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HostService {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
@@ -130,7 +130,7 @@ pub mod status {
 }
 
 /// A job of a host with what became of it: `GET /host/jobs`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ActiveJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<HostJob>,
@@ -156,8 +156,26 @@ pub struct ActiveJob {
     pub error: Option<String>,
 }
 
+/// One event of `GET /host/jobs` and `GET /host/jobs/:id` as streams.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct HostEvent {
+    /// `create`, `start`, `stop`, `error` or `cleanup`.
+    pub event: String,
+    /// `HOST-UUID`.
+    pub job_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<ActiveJob>,
+}
+
+/// `POST /host/resource-check`: whether these ports of the host itself are free.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ResourceCheck {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<HostPort>,
+}
+
 /// `GET /host/status`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HostStatus {
     pub id: HostId,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -174,7 +192,7 @@ pub struct HostStatus {
 }
 
 /// `POST /attach` on a host; `flags` are the bits in [`crate::attach::flag`].
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AttachReq {
     #[serde(default)]
     pub job_id: String,
@@ -190,7 +208,7 @@ pub struct AttachReq {
 ///
 /// After connecting, all jobs of the host are named, then `Current`: what the host runs and was not
 /// named by then is surplus and is stopped. Later messages name what changed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Assignment {
     /// This job is to run. Named again with the same content when nothing changed.
@@ -204,7 +222,7 @@ pub enum Assignment {
 }
 
 /// `PUT /internal/hosts/:host`: a host says that it is there, at least once a second.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HostReport {
     /// Where its host API answers.
     pub addr: String,
@@ -217,7 +235,7 @@ pub struct HostReport {
 }
 
 /// `POST /internal/hosts/:host/jobs/:job`: what became of a job. Sent again until answered.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct JobReport {
     pub state: ReportedState,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -226,7 +244,7 @@ pub struct JobReport {
     pub at: Timestamp,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReportedState {
     /// The container runs; not healthy yet where it has a check.
@@ -246,7 +264,7 @@ pub enum ReportedState {
 
 /// `POST /internal/routers/:router`: which table a router serves by and what it still has in flight
 /// on backends that left it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RouterReport {
     pub generation: u64,
     /// Requests in flight by backend address, for backends that are no longer in the table.
@@ -259,7 +277,7 @@ fn is_starting(status: &u8) -> bool {
 }
 
 /// One service with its instances, oldest first: what `GET /internal/services` streams lists of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ServiceView {
     pub name: String,
     /// The id of the instance that leads: the oldest healthy one.

@@ -8,6 +8,7 @@
 pub mod attach;
 pub mod client;
 pub mod controller;
+pub mod discoverd;
 pub mod error;
 pub mod host;
 pub mod logs;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use types::{AppId, Timestamp};
 
 /// One line of an app's log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Message {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub host_id: String,
@@ -27,7 +27,7 @@ pub struct Message {
 }
 
 /// `GET /apps/:app/log?…`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Query {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follow: bool,
@@ -54,7 +54,7 @@ pub trait LogSource: Send + Sync + 'static {
 }
 
 /// One event of the log stream: `{"event":"message","data":{…}}`, then `{"event":"eof"}`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct SseLogChunk {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub event: String,

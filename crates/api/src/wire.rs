@@ -12,7 +12,7 @@ use types::{
 };
 
 /// `POST /apps`. Everything may be left out; an empty name is replaced by a random one.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NewApp {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<AppId>,
@@ -27,7 +27,7 @@ pub struct NewApp {
 }
 
 /// `POST /apps/:app` and `POST /apps/:app/meta`; what is absent stays.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AppUpdate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meta: Option<BTreeMap<String, String>>,
@@ -38,7 +38,7 @@ pub struct AppUpdate {
 }
 
 /// `POST /artifacts`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NewArtifact {
     #[serde(rename = "type", default)]
     pub kind: types::ArtifactType,
@@ -57,7 +57,7 @@ pub struct NewArtifact {
 }
 
 /// `POST /releases`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NewRelease {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_id: Option<AppId>,
@@ -72,13 +72,13 @@ pub struct NewRelease {
 }
 
 /// A body that names one release: `PUT /apps/:app/release`, `POST /apps/:app/deploy`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ReleaseRef {
     pub id: ReleaseId,
 }
 
 /// `PUT /apps/:app/formations/:release`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct FormationUpdate {
     #[serde(default)]
     pub processes: Option<Processes>,
@@ -87,7 +87,7 @@ pub struct FormationUpdate {
 }
 
 /// `PUT /apps/:app/scale/:release`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NewScaleRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_processes: Option<Processes>,
@@ -96,7 +96,7 @@ pub struct NewScaleRequest {
 }
 
 /// A formation with all that it refers to, as the formations stream sends it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ExpandedFormation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<Arc<App>>,
@@ -137,7 +137,7 @@ impl ExpandedFormation {
 }
 
 /// A job as users see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Job {
     /// `HOST-UUID`; absent until the job is placed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -218,7 +218,7 @@ impl Job {
 }
 
 /// `POST /apps/:app/jobs`: a one-off job.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NewJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseId>,
@@ -257,7 +257,7 @@ pub struct NewJob {
 }
 
 /// `POST /apps/:app/jobs/:job/exec` (addition): a further process in a running job, by attach.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NewExec {
     pub args: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -271,7 +271,7 @@ pub struct NewExec {
 }
 
 /// The data of a deployment's events.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DeploymentEvent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<AppId>,
@@ -290,7 +290,7 @@ pub struct DeploymentEvent {
 }
 
 /// The data of `app_release` events.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AppRelease {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prev_release: Option<Arc<Release>>,
@@ -298,7 +298,7 @@ pub struct AppRelease {
 }
 
 /// What the deletion of an app took with it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AppDeletion {
     pub app: String,
     #[serde(default)]
@@ -310,7 +310,7 @@ pub struct AppDeletion {
 }
 
 /// The data of `app_deletion` events.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AppDeletionEvent {
     pub app_deletion: Option<AppDeletion>,
     #[serde(default)]
@@ -318,7 +318,7 @@ pub struct AppDeletionEvent {
 }
 
 /// What the deletion of a release took with it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ReleaseDeletion {
     pub app: String,
     pub release: String,
@@ -329,7 +329,7 @@ pub struct ReleaseDeletion {
 }
 
 /// The data of `release_deletion` events.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ReleaseDeletionEvent {
     pub release_deletion: Option<ReleaseDeletion>,
     #[serde(default)]
@@ -337,7 +337,7 @@ pub struct ReleaseDeletionEvent {
 }
 
 /// A certificate as it travels within a route.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct CertificateView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<CertificateId>,
@@ -355,7 +355,7 @@ pub struct CertificateView {
 }
 
 /// A route with its certificate, as answers carry it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RouteView {
     #[serde(flatten)]
     pub route: Route,
@@ -364,7 +364,7 @@ pub struct RouteView {
 }
 
 /// `POST /apps/:app/routes` and `PUT /apps/:app/routes/:kind/:id`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NewRoute {
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<RouteKind>,
@@ -394,12 +394,12 @@ pub struct NewRoute {
 }
 
 /// `GET /.well-known/status` of every component.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct StatusAnswer {
     pub data: Status,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Status {
     pub status: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]

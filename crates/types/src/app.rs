@@ -11,7 +11,7 @@ pub const DEFAULT_DEPLOY_TIMEOUT_S: i32 = 120;
 pub const META_GC_RELEASES_MAX: &str = "gc.max_inactive_slug_releases";
 
 /// How a new release takes over from the old one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// Start everything new, wait until it is up, then stop everything old.
@@ -30,7 +30,7 @@ pub enum Strategy {
 }
 
 /// Something a user deploys: a name, its releases, and how they are deployed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct App {
     pub id: AppId,
     pub name: String,

@@ -54,7 +54,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ArtifactType {
     #[default]
@@ -64,7 +64,7 @@ pub enum ArtifactType {
 }
 
 /// An image that releases run: immutable, one per (type, uri).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Artifact {
     pub id: ArtifactId,
     #[serde(rename = "type")]
@@ -85,7 +85,7 @@ pub struct Artifact {
 }
 
 /// What an image is made of and how it starts.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ImageManifest {
     #[serde(rename = "_type", default)]
     pub media_type: String,
@@ -111,7 +111,7 @@ impl ImageManifest {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Entrypoint {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -127,7 +127,7 @@ pub struct Entrypoint {
     pub gid: Option<u32>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Rootfs {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
@@ -135,7 +135,7 @@ pub struct Rootfs {
     pub layers: Vec<Layer>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Platform {
     #[serde(default)]
     pub architecture: String,
@@ -144,7 +144,7 @@ pub struct Platform {
 }
 
 /// One read-only file system of an image, kept as one file named by its digest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Layer {
     /// For this platform's own layers the SHA-256 of the file; images of the original used other ids.
     pub id: String,

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AppId, DeploymentId, Processes, ReleaseId, Strategy, Tags, Timestamp};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeploymentStatus {
     Pending,
@@ -18,7 +18,7 @@ impl DeploymentStatus {
 }
 
 /// The change of an app from one release to another, one at a time per app.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Deployment {
     pub id: DeploymentId,
     pub app: AppId,

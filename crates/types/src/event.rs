@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{AppId, Timestamp};
 
 /// What an event is about; the contract's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectType {
     App,
@@ -42,7 +42,7 @@ impl ObjectType {
 }
 
 /// Something that happened, with an id that only grows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Event {
     pub id: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]

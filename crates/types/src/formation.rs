@@ -11,7 +11,7 @@ pub type Processes = BTreeMap<String, u32>;
 pub type Tags = BTreeMap<String, BTreeMap<String, String>>;
 
 /// How many jobs of each type of one release are wanted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Formation {
     pub app: AppId,
     pub release: ReleaseId,
@@ -23,7 +23,7 @@ pub struct Formation {
     pub updated_at: Timestamp,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleRequestState {
     Pending,
@@ -32,7 +32,7 @@ pub enum ScaleRequestState {
 }
 
 /// A user's wish to change a formation, which is complete when the jobs have followed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ScaleRequest {
     pub id: ScaleRequestId,
     pub app: AppId,

@@ -6,7 +6,7 @@ use crate::{HostId, Timestamp};
 
 /// What the cluster believes of a host. `Silent` keeps its first time: a second report of the same
 /// absence must not restart the wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HostState {
     Up,
@@ -14,7 +14,7 @@ pub enum HostState {
 }
 
 /// A machine that runs jobs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Host {
     pub id: HostId,
     /// Where its host API answers, `IP:PORT`.

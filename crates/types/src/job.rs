@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{AppId, ArtifactId, HostId, JobId, JobRef, ReleaseId, Resources, Timestamp};
 
 /// Where a job is in its life. It only ever moves down this list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// Wanted, and not placed on a host (yet).
@@ -40,7 +40,7 @@ impl fmt::Display for JobState {
 }
 
 /// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Exit {
     /// The process ended by itself.
@@ -81,7 +81,7 @@ impl fmt::Display for Exit {
 }
 
 /// Why a job was told to stop; what ends without one crashed or finished by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// Surplus: scaled down, or replaced by another release.
@@ -92,14 +92,14 @@ pub enum StopReason {
     Unhealthy,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Tty {
     pub columns: u16,
     pub lines: u16,
 }
 
 /// A directory of the host that the platform itself gives to a job (build work, caches).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Mount {
     /// Absolute path on the host.
     pub location: String,
@@ -110,7 +110,7 @@ pub struct Mount {
 }
 
 /// What a job that belongs to no formation runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct OneOff {
     pub args: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -138,7 +138,7 @@ pub struct OneOff {
 }
 
 /// One process in one container, wanted, running or ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Job {
     pub id: JobId,
     pub app: AppId,

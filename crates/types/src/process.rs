@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::Resources;
 
 /// One kind of process of a release: what it runs, listens on and may use.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ProcessType {
     #[serde(
         default,
@@ -51,7 +51,7 @@ pub struct ProcessType {
     pub stop_timeout: Option<u32>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Port {
     #[serde(default)]
     pub port: u16,
@@ -62,7 +62,7 @@ pub struct Port {
 }
 
 /// The service that a port belongs to, and how its health is known.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PortService {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
@@ -74,7 +74,7 @@ pub struct PortService {
 
 /// How often and by what a port's health is asked for. Durations are in nanoseconds on the wire,
 /// as Go wrote them.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct HealthCheck {
     /// `tcp`, `http` or `https`.
     #[serde(rename = "type", default, skip_serializing_if = "String::is_empty")]
@@ -103,7 +103,7 @@ pub struct HealthCheck {
     pub status: i64,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct VolumeRequest {
     #[serde(default)]
     pub path: String,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{AppId, ArtifactId, ProcessType, ReleaseId, Timestamp};
 
 /// Code, configuration and process types together: immutable, and what a rollback goes back to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Release {
     pub id: ReleaseId,
     pub app_id: AppId,

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// What a process type may use of one resource; `request` is what placement counts with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ResourceLimit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<i64>,
@@ -13,7 +13,7 @@ pub struct ResourceLimit {
 
 /// Limits by name: `memory` and `temp_disk` in bytes, `cpu` in thousandths of a core, `max_fd` open
 /// files, `max_processes` processes and threads.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct Resources(pub BTreeMap<String, ResourceLimit>);
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CertificateId, RouteId, Timestamp};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RouteKind {
     Http,
@@ -23,7 +23,7 @@ impl fmt::Display for RouteKind {
 /// How requests or connections from outside come to a service.
 ///
 /// In the store a certificate is kept apart and named by `certificate_id`; answers carry it whole.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Route {
     #[serde(rename = "type")]
     pub kind: RouteKind,
@@ -60,7 +60,7 @@ impl Route {
 }
 
 /// A certificate with its private key, PEM.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Certificate {
     pub id: CertificateId,
     pub cert: String,

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// One place where a service answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Instance {
     /// Hex MD5 of `PROTO-ADDR` in the original; any stable text here.
     pub id: String,
@@ -18,7 +18,7 @@ pub struct Instance {
 }
 
 /// Data that a service keeps about itself, changed by compare-and-set on `index`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ServiceMeta {
     pub data: serde_json::Value,
     #[serde(default, skip_serializing_if = "String::is_empty")]
