@@ -1,8 +1,8 @@
 # What up, down and test share: options, messages, packages, and whether this machine has systemd.
 # To be sourced by a bash script that has set `set -euo pipefail`.
 
-PACKAGES_BUILD=(ca-certificates curl gcc git libc6-dev mold)
-PACKAGES_RUN=(debian-archive-keyring e2fsprogs erofs-utils git iproute2 jq mmdebstrap nftables procps util-linux)
+PACKAGES_BUILD=(gcc git libc6-dev mold)
+PACKAGES_RUN=(ca-certificates curl debian-archive-keyring e2fsprogs erofs-utils git iproute2 jq mmdebstrap nftables procps util-linux)
 # To fetch and unpack an image of a registry.
 PACKAGES_OCI=(golang-github-containers-common skopeo umoci)
 RUST_VERSION_MIN=1.95

@@ -223,15 +223,12 @@ fn disk(file: &Path, bytes: u64, attributes: MountAttrFlags) -> anyhow::Result<O
 }
 
 fn overlay(lower: &[PathBuf], written: &Path) -> anyhow::Result<OwnedFd> {
+    if !takes_layers_one_by_one() {
+        return overlay_by_one_string(lower, written);
+    }
     let filesystem = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
-    let from_top = || lower.iter().rev();
-    for layer in from_top() {
-        match rustix::mount::fsconfig_set_string(&filesystem, "lowerdir+", layer) {
-            // Before 6.7 layers can only be given all at once.
-            Err(rustix::io::Errno::INVAL) => return overlay_by_one_string(lower, written),
-            other => other?,
-        }
+    for layer in lower.iter().rev() {
+        rustix::mount::fsconfig_set_string(&filesystem, "lowerdir+", layer)?;
     }
     rustix::mount::fsconfig_set_string(&filesystem, "upperdir", written.join("upper"))?;
     rustix::mount::fsconfig_set_string(&filesystem, "workdir", written.join("work"))?;
@@ -241,8 +238,19 @@ fn overlay(lower: &[PathBuf], written: &Path) -> anyhow::Result<OwnedFd> {
     Ok(rustix::mount::fsmount(
         &filesystem,
         FsMountFlags::FSMOUNT_CLOEXEC,
-        attributes,
+        MountAttrFlags::MOUNT_ATTR_NODEV,
     )?)
+}
+
+/// Since Linux 6.7. Trying it on an older one (Debian 12 has 6.1) would leave a line in the kernel's log for
+/// every container.
+fn takes_layers_one_by_one() -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
 }
 
 fn overlay_by_one_string(lower: &[PathBuf], written: &Path) -> anyhow::Result<OwnedFd> {
@@ -253,7 +261,7 @@ fn overlay_by_one_string(lower: &[PathBuf], written: &Path) -> anyhow::Result<Ow
         .collect();
     let (upper, work) = (written.join("upper"), written.join("work"));
     let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
+        "lowerdir={},upperdir={},workdir={},volatile",
         layers.join(":"),
         upper.display(),
         work.display()
