@@ -148,6 +148,10 @@ impl Disk {
             "process_type": record.job.metadata.get(HostJob::TYPE).map_or("", String::as_str),
             "host_id": host,
             "created_at": record.created_at,
+            // What the templates of log sinks may name; the job's own directory goes before its log does.
+            "partition": record.job.partition,
+            "metadata": record.job.metadata,
+            "env": record.job.config.env,
         });
         let sidecar = dir.join(format!("{id}.json"));
         replace(&sidecar, about.to_string().as_bytes())?;

@@ -8,6 +8,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use api::{
     Code, Error,
     host::{AttachReq, HostStatus},
+    sinks::{HostSink, NewSink, Sinks},
     sse,
     wire::{NewExec, Status, StatusAnswer},
 };
@@ -43,9 +44,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 struct Host {
     agent: Arc<Agent>,
     about: Arc<About>,
+    sinks: Arc<dyn Sinks>,
 }
 
-pub fn router(agent: Arc<Agent>, about: About, keys: Keys) -> Router {
+pub fn router(agent: Arc<Agent>, about: About, sinks: Arc<dyn Sinks>, keys: Keys) -> Router {
     Router::new()
         .route("/host/jobs", get(list))
         .route("/host/jobs/{id}", get(show).delete(stop))
@@ -53,6 +55,8 @@ pub fn router(agent: Arc<Agent>, about: About, keys: Keys) -> Router {
         .route("/host/jobs/{id}/exec", post(exec))
         .route("/host/status", get(status))
         .route("/host/gc", post(collect_garbage))
+        .route("/sinks", get(list_sinks))
+        .route("/sinks/{sink}", put(put_sink).delete(remove_sink))
         .route("/attach", post(attach))
         .route("/.well-known/status", get(well))
         .fallback(|| async { Failure(Error::not_found()) })
@@ -60,6 +64,7 @@ pub fn router(agent: Arc<Agent>, about: About, keys: Keys) -> Router {
         .with_state(Host {
             agent,
             about: Arc::new(about),
+            sinks,
         })
 }
 
@@ -164,6 +169,28 @@ async fn collect_garbage(
         Ok(removed) => Ok(Json(removed)),
         Err(error) => Err(Error::unavailable(format!("{error:#}")).into()),
     }
+}
+
+/// The cluster's sinks and this host's own, with how each gets on.
+async fn list_sinks(State(host): State<Host>) -> Json<Vec<HostSink>> {
+    Json(host.sinks.list())
+}
+
+async fn put_sink(
+    State(host): State<Host>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<HostSink>, Failure> {
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    let body = body.map_err(|_| Error::new(Code::RequestBodyTooBig, "the request is too long"))?;
+    let new: NewSink = serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| Error::new(Code::SyntaxError, error.to_string()))?;
+    Ok(Json(host.sinks.put(&id, new).await?))
+}
+
+async fn remove_sink(State(host): State<Host>, Path(id): Path<String>) -> Result<StatusCode, Failure> {
+    host.sinks.remove(&id).await?;
+    Ok(StatusCode::OK)
 }
 
 async fn well() -> Json<StatusAnswer> {

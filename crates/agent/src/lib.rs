@@ -73,6 +73,8 @@ pub struct Config {
     /// The authorities that the machine trusts; every job trusts them too. A file that is not there
     /// counts as none.
     pub ca_bundle: Option<PathBuf>,
+    /// What ships the logs of this host's jobs.
+    pub sinks: Arc<dyn api::sinks::Sinks>,
     /// First of the user ids that belong to jobs: 65 536 for each address of the network.
     pub uid_base: u32,
 }
@@ -119,7 +121,7 @@ pub async fn run_with(
         shutdown.clone(),
     );
     agent.adopt().await?;
-    let api = http::router(agent.clone(), about.clone(), config.keys);
+    let api = http::router(agent.clone(), about.clone(), config.sinks, config.keys);
     tokio::join!(
         daemon::server::serve(config.listener, api, shutdown),
         link::run(agent.clone(), about),

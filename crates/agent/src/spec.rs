@@ -32,7 +32,9 @@ const CA_VARIABLES: [&str; 7] = [
 ];
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const LOG_BYTES_MAX: u64 = 10 << 20;
-const LOG_FILES_MAX: u32 = 2;
+/// Readers want the newest two. The rest is what a log sink that fell behind still has to send, also
+/// while nobody runs who could keep it; the daemon removes what no sink waits for.
+const LOG_FILES_MAX: u32 = 16;
 /// How long a job that waits for somebody to attach waits.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds between SIGTERM and SIGKILL where the release does not say.

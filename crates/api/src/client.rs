@@ -183,6 +183,11 @@ impl Client {
         self.send(Method::DELETE, path, None::<&()>).await
     }
 
+    /// A deletion that answers with what was deleted.
+    pub async fn delete_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.json(Method::DELETE, path, None::<&()>).await
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         method: Method,

@@ -12,6 +12,7 @@ pub mod discoverd;
 pub mod error;
 pub mod host;
 pub mod logs;
+pub mod sinks;
 pub mod sse;
 pub mod tls;
 pub mod wire;

@@ -23,6 +23,7 @@ pub mod capability;
 pub mod cgroup;
 mod client;
 pub mod layers;
+pub mod delivery;
 pub mod logline;
 pub mod loop_device;
 pub mod protocol;

@@ -13,6 +13,10 @@ use jiff::Timestamp;
 /// A longer line is cut into parts of this size.
 pub const TEXT_BYTES_MAX: usize = 16 * 1024;
 
+/// The extended attribute in which a log file has the number of its first line, in decimal. Lines are
+/// counted from 1 over all files of a job, those that were removed included.
+pub const FIRST_LINE: &str = "user.flynn.first_line";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Stdout,

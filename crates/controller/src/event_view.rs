@@ -71,6 +71,7 @@ pub fn event(state: &State, event: &StateEvent) -> Event {
                 .unwrap_or_default(),
         }),
         Subject::Job { job } => json(&self::job(state, job)),
+        Subject::Sink { sink } | Subject::SinkDeletion { sink } => json(&api::sinks::SinkView::of(sink)),
         Subject::Route { route: found } | Subject::RouteDeletion { route: found } => {
             json(&route(state, found))
         }

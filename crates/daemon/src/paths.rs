@@ -58,6 +58,11 @@ impl StateDir {
         self.logs().join(app.to_string())
     }
 
+    /// What is sent to each log sink and how far, one directory per sink.
+    pub fn sinks(&self) -> PathBuf {
+        self.root.join("sinks")
+    }
+
     /// Git repositories, each `APPID.git`.
     pub fn repos(&self) -> PathBuf {
         self.root.join("repos")

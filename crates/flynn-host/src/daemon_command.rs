@@ -33,6 +33,12 @@ pub async fn run(config: Config) -> Result<()> {
         trust: Trust::System,
     };
     let logs = logs::Logs::new(state.clone(), host.clone());
+    let shipper = logs::Shipper::new(
+        state.clone(),
+        host.clone(),
+        api::Controller::new(&endpoint)?,
+        shutdown.clone(),
+    );
     let route = |subdomain: &str, listener: &tokio::net::TcpListener| -> Result<SystemRoute> {
         Ok(SystemRoute {
             subdomain: subdomain.into(),
@@ -71,6 +77,7 @@ pub async fn run(config: Config) -> Result<()> {
         dns: config.overlay()?.subnet.gateway(),
         tags: config.tags.clone(),
         ca_bundle: Some(config.ca_bundle.clone()),
+        sinks: Arc::new(shipper.clone()),
         uid_base: config.uid_base,
     };
     let discoverd = discoverd::Config {
@@ -107,11 +114,7 @@ pub async fn run(config: Config) -> Result<()> {
     tasks.spawn(agent::run(agent, shutdown.clone()));
     tasks.spawn(discoverd::run(discoverd, shutdown.clone()));
     tasks.spawn(builder::run(builder, git_listener, shutdown.clone()));
-    let stop = shutdown.clone();
-    tasks.spawn(async move {
-        logs.run(stop).await;
-        Ok(())
-    });
+    let logging = tokio::spawn(logs.run(shipper, shutdown.clone()));
     let stopped = store.clone();
     tasks.spawn(async move { anyhow::bail!("the store has stopped: {}", stopped.stopped().await) });
 
@@ -127,6 +130,8 @@ pub async fn run(config: Config) -> Result<()> {
         _ = tokio::time::timeout(std::time::Duration::from_secs(3), rest) => {}
         _ = store.shutdown() => {}
     }
+    // Receivers of logs may say what they have read, which is then not sent again.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(3), logging).await;
     match ended {
         Some(Ok(Err(error))) => Err(error),
         Some(Err(panic)) => Err(panic.into()),

@@ -33,3 +33,8 @@ fn endpoint(config: &Config, address: std::net::SocketAddr) -> Result<Endpoint> 
         trust: Trust::System,
     })
 }
+
+/// Another host of the cluster.
+pub fn host_at(config: &Config, address: std::net::SocketAddr) -> Result<Client> {
+    Ok(Client::new(&endpoint(config, address)?)?)
+}

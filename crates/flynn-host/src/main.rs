@@ -7,6 +7,7 @@ mod config;
 mod daemon_command;
 mod format;
 mod host_client;
+mod log_sink;
 mod operate;
 mod router_command;
 mod supervise;
@@ -96,6 +97,15 @@ enum Command {
     /// Print the `flynn cluster add` command for this cluster
     #[command(name = "cli-add-command")]
     CliAdd,
+    /// Look at the log sinks that this host sends to
+    ///
+    /// Example:
+    ///   $ flynn-host log-sink list
+    #[command(name = "log-sink", verbatim_doc_comment)]
+    LogSink {
+        #[command(subcommand)]
+        command: LogSinkCommand,
+    },
     /// Print the version
     Version,
     /// Stop all jobs of this host and remove its network, as before an uninstallation
@@ -107,6 +117,18 @@ enum Command {
     /// Called by git when somebody pushes
     #[command(hide = true)]
     GitHook,
+}
+
+#[derive(Subcommand)]
+enum LogSinkCommand {
+    /// Display a list of sinks configured for a host, and how far it is with each
+    List {
+        /// The host's id; this host where it is left out
+        host: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -158,6 +180,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             } => operate::inspect(&config, &id, omit_env, &redact_env).await,
             Command::Stop { ids } => operate::stop(&config, &ids).await,
             Command::Signal { id, signal } => operate::signal(&config, &id, &signal).await,
+            Command::LogSink {
+                command: LogSinkCommand::List { host, json },
+            } => log_sink::list(&config, host.as_deref(), json).await,
             Command::CliAdd => operate::cli_add_command(&config),
             Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
             Command::Version | Command::GitHook => unreachable!("handled before the configuration is read"),

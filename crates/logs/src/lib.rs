@@ -9,10 +9,13 @@
 //!            JOBID.json      what the job was: its type and host
 //!            router.log      requests
 //! ```
+//!
+//! [`Shipper`] sends what comes to log sinks outside of the cluster, reading the same files.
 
 mod follow;
 mod read;
 mod retain;
+mod sinks;
 mod source;
 
 use std::{path::PathBuf, sync::Arc};
@@ -25,6 +28,8 @@ use async_trait::async_trait;
 use daemon::{Shutdown, StateDir, files};
 use futures::stream::BoxStream;
 use types::{AppId, HostId, JobRef};
+
+pub use sinks::Shipper;
 
 /// The logs kept on this host.
 #[derive(Clone)]
@@ -49,9 +54,14 @@ impl Logs {
         }
     }
 
-    /// Keeps what is kept within bounds, until `shutdown`.
-    pub async fn run(self, shutdown: Shutdown) {
-        retain::run(&self.state_dir, shutdown).await;
+    /// Ships what is to be shipped and keeps what is kept within bounds, until `shutdown`.
+    pub async fn run(self, shipper: Shipper, shutdown: Shutdown) {
+        // Before anything is removed it is known who has not taken it.
+        shipper.begin_kept().await;
+        tokio::join!(
+            retain::run(&self.state_dir, &shipper, shutdown),
+            shipper.clone().run()
+        );
     }
 
     fn directory(&self, app: AppId) -> PathBuf {

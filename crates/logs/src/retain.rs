@@ -1,23 +1,36 @@
 //! Keeps an app's logs within bounds: the oldest logs of ended jobs go first.
+//!
+//! What a log sink still has to send stays longer, and not for ever.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use daemon::{Shutdown, StateDir};
 
+use crate::{
+    Shipper,
+    sinks::{self, Cursors},
+};
+
 /// Kept per app, beyond what its running jobs write to.
 const APP_BYTES_MAX: u64 = 64 << 20;
+/// The same, where log sinks have not taken it.
+const APP_BYTES_UNSENT_MAX: u64 = 512 << 20;
 /// Logs of jobs that ended longer ago are removed.
 const AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const INTERVAL: Duration = Duration::from_secs(600);
 
-pub async fn run(state_dir: &StateDir, shutdown: Shutdown) {
+pub async fn run(state_dir: &StateDir, shipper: &Shipper, shutdown: Shutdown) {
     loop {
         let directory = state_dir.clone();
-        let swept = tokio::task::spawn_blocking(move || sweep_all(&directory, SystemTime::now())).await;
+        let taken = shipper.taken();
+        let swept =
+            tokio::task::spawn_blocking(move || sweep_all(&directory, &taken, SystemTime::now())).await;
         if let Ok(Err(error)) = swept {
             tracing::warn!(%error, "cannot tidy the logs");
         }
@@ -28,18 +41,22 @@ pub async fn run(state_dir: &StateDir, shutdown: Shutdown) {
     }
 }
 
-pub fn sweep_all(state_dir: &StateDir, now: SystemTime) -> io::Result<()> {
+pub fn sweep_all(state_dir: &StateDir, taken: &[Arc<Cursors>], now: SystemTime) -> io::Result<()> {
     let apps = match fs::read_dir(state_dir.logs()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
+    let unsent = match taken {
+        [] => BTreeSet::new(),
+        taken => sinks::unsent(&sinks::list(&state_dir.logs())?, taken),
+    };
     for app in apps.flatten() {
-        sweep(&app.path(), &state_dir.jobs(), now)?;
+        sweep(&app.path(), &state_dir.jobs(), &unsent, now)?;
     }
     Ok(())
 }
 
-fn sweep(directory: &Path, jobs: &Path, now: SystemTime) -> io::Result<()> {
+fn sweep(directory: &Path, jobs: &Path, unsent: &BTreeSet<PathBuf>, now: SystemTime) -> io::Result<()> {
     let mut ended = vec![];
     for entry in fs::read_dir(directory)?.flatten() {
         let path = entry.path();
@@ -62,7 +79,12 @@ fn sweep(directory: &Path, jobs: &Path, now: SystemTime) -> io::Result<()> {
     for (modified, length, path) in ended {
         kept += length;
         let is_old = now.duration_since(modified).is_ok_and(|age| age > AGE_MAX);
-        if is_old || kept > APP_BYTES_MAX {
+        let bytes_max = if unsent.contains(&path) {
+            APP_BYTES_UNSENT_MAX
+        } else {
+            APP_BYTES_MAX
+        };
+        if is_old || kept > bytes_max {
             fs::remove_file(&path)?;
         }
     }

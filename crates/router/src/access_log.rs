@@ -23,6 +23,11 @@ const BATCH_BYTES: usize = 256 * 1024;
 const BATCHES_MAX: usize = 64;
 /// Written batches whose memory is kept for the next ones.
 const SPARE_MAX: usize = 8;
+/// Files per app. Readers want the newest two; the rest is for those who fell behind, and is removed by
+/// the daemon when nobody does.
+const FILES_PER_APP_MAX: u32 = 16;
+/// The extended attribute with the number of a file's first line, as the logs of jobs have it.
+const FIRST_LINE: &str = "user.flynn.first_line";
 /// Open files; beyond it all are closed and opened again as needed.
 const FILES_MAX: usize = 256;
 
@@ -185,7 +190,14 @@ fn write_all(receiver: &Receiver<Batch>, files: &mut Files, shared: &Shared) {
 struct Files {
     directory: PathBuf,
     bytes_max: u64,
-    open: HashMap<String, (File, u64)>,
+    open: HashMap<String, Open>,
+}
+
+struct Open {
+    file: File,
+    bytes: u64,
+    /// In this file and all before it.
+    lines: u64,
 }
 
 impl Files {
@@ -208,19 +220,25 @@ impl Files {
                 .recursive(true)
                 .mode(0o700)
                 .create(&directory)?;
-            let file = open(&path)?;
-            let bytes = file.metadata()?.len();
-            self.open.insert(app.to_string(), (file, bytes));
+            self.open.insert(app.to_string(), Open::begin(&path)?);
         }
-        let (file, bytes) = self.open.get_mut(app).expect("it was just put there");
+        let Open { file, bytes, lines } = self.open.get_mut(app).expect("it was just put there");
         if *bytes > 0 && *bytes + text.len() as u64 > self.bytes_max {
+            for number in (1..FILES_PER_APP_MAX - 1).rev() {
+                let older = path.with_extension(format!("log.{}", number + 1));
+                drop(fs::rename(path.with_extension(format!("log.{number}")), older));
+            }
             fs::rename(&path, path.with_extension("log.1"))?;
             *file = open(&path)?;
             *bytes = 0;
+            set_first_line(file, *lines + 1);
         }
         // One write: whole lines, or a short disk.
         match file.write_all(text) {
-            Ok(()) => *bytes += text.len() as u64,
+            Ok(()) => {
+                *bytes += text.len() as u64;
+                *lines += count_lines(text);
+            }
             Err(error) => {
                 self.open.remove(app);
                 return Err(error);
@@ -228,6 +246,35 @@ impl Files {
         }
         Ok(())
     }
+}
+
+impl Open {
+    fn begin(path: &Path) -> std::io::Result<Open> {
+        let file = open(path)?;
+        let bytes = file.metadata()?.len();
+        let mut lines = 0;
+        if bytes == 0 {
+            set_first_line(&file, 1);
+        } else {
+            let mut number = [0; 20];
+            let length = rustix::fs::fgetxattr(&file, FIRST_LINE, &mut number).unwrap_or(0);
+            let first = std::str::from_utf8(&number[..length])
+                .ok()
+                .and_then(|text| text.parse::<u64>().ok());
+            lines = first.unwrap_or(1).saturating_sub(1) + count_lines(&fs::read(path)?);
+        }
+        Ok(Open { file, bytes, lines })
+    }
+}
+
+/// Where the file system has no extended attributes, readers that miss lines do not know how many.
+fn set_first_line(file: &File, number: u64) {
+    let text = number.to_string();
+    let _ = rustix::fs::fsetxattr(file, FIRST_LINE, text.as_bytes(), rustix::fs::XattrFlags::empty());
+}
+
+fn count_lines(text: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', text).count() as u64
 }
 
 fn open(path: &Path) -> std::io::Result<File> {

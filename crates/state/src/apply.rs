@@ -62,6 +62,8 @@ impl State {
             Change::CreateRoute { route, certificate } => self.create_route(at, route, certificate),
             Change::UpdateRoute { route, certificate } => self.update_route(at, route, certificate),
             Change::DeleteRoute { app, route } => self.delete_route(at, app, route),
+            Change::CreateSink { sink } => self.create_sink(at, sink),
+            Change::DeleteSink { sink } => self.delete_sink(at, sink),
             Change::PutHost { host } => self.put_host(host),
             Change::SetHostState { host, state } => self.set_host_state(&host, state),
             Change::RemoveHost { host } => {

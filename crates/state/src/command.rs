@@ -123,6 +123,13 @@ pub enum Change {
         route: RouteId,
     },
 
+    CreateSink {
+        sink: types::Sink,
+    },
+    DeleteSink {
+        sink: types::SinkId,
+    },
+
     PutHost {
         host: Host,
     },

@@ -77,6 +77,12 @@ pub enum Subject {
     RouteDeletion {
         route: Arc<Route>,
     },
+    Sink {
+        sink: Arc<types::Sink>,
+    },
+    SinkDeletion {
+        sink: Arc<types::Sink>,
+    },
 }
 
 impl Subject {
@@ -94,6 +100,8 @@ impl Subject {
             Subject::Job { .. } => ObjectType::Job,
             Subject::Route { .. } => ObjectType::Route,
             Subject::RouteDeletion { .. } => ObjectType::RouteDeletion,
+            Subject::Sink { .. } => ObjectType::Sink,
+            Subject::SinkDeletion { .. } => ObjectType::SinkDeletion,
         }
     }
 
@@ -112,6 +120,7 @@ impl Subject {
             }
             Subject::Job { job } => job.id.to_string(),
             Subject::Route { route } | Subject::RouteDeletion { route } => route.formatted_id(),
+            Subject::Sink { sink } | Subject::SinkDeletion { sink } => sink.id.to_string(),
         }
     }
 }

@@ -27,6 +27,7 @@ struct Image {
     routes: Vec<Arc<Route>>,
     certificates: Vec<Arc<Certificate>>,
     hosts: Vec<Arc<Host>>,
+    sinks: Vec<Arc<types::Sink>>,
     deleted_apps: Vec<Arc<DeletedApp>>,
     events: Vec<StateEvent>,
     last_event: u64,
@@ -46,6 +47,7 @@ impl State {
             routes: self.routes.values().cloned().collect(),
             certificates: self.certificates.values().cloned().collect(),
             hosts: self.hosts.values().cloned().collect(),
+            sinks: self.sinks.values().cloned().collect(),
             deleted_apps: self.deleted_apps.values().cloned().collect(),
             events: self.events.iter().cloned().collect(),
             last_event: self.last_event,
@@ -81,6 +83,7 @@ impl State {
             jobs: image.jobs.into_iter().map(|row| (row.id, row)).collect(),
             routes: image.routes.into_iter().map(|row| (row.id, row)).collect(),
             certificates: image.certificates.into_iter().map(|row| (row.id, row)).collect(),
+            sinks: image.sinks.into_iter().map(|row| (row.id, row)).collect(),
             hosts: image.hosts.into_iter().map(|row| (row.id.clone(), row)).collect(),
             deleted_apps: image
                 .deleted_apps

@@ -20,6 +20,7 @@ mod image;
 mod jobs;
 mod releases;
 mod routes;
+mod sinks;
 
 use imbl::{OrdMap, OrdSet};
 use types::{
@@ -59,6 +60,7 @@ pub struct State {
     pub routes: Table<RouteId, Route>,
     pub certificates: Table<CertificateId, Certificate>,
     pub hosts: Table<HostId, Host>,
+    pub sinks: Table<types::SinkId, types::Sink>,
     /// Apps whose name is free again while their jobs still end.
     pub deleted_apps: Table<AppId, DeletedApp>,
     pub events: imbl::Vector<StateEvent>,

@@ -48,6 +48,7 @@ uuid_ids! {
     ScaleRequestId,
     RouteId,
     CertificateId,
+    SinkId,
     /// The controller's part of a job's id; see [`JobRef`] for the whole.
     JobId,
 }

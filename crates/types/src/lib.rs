@@ -22,6 +22,8 @@ mod release;
 mod resources;
 mod route;
 mod service;
+mod sink;
+pub mod sink_template;
 mod time;
 
 pub use app::{App, DEFAULT_DEPLOY_TIMEOUT_S, META_GC_RELEASES_MAX, Strategy};
@@ -32,7 +34,7 @@ pub use formation::{Formation, Processes, ScaleRequest, ScaleRequestState, Tags}
 pub use host::{Host, HostState};
 pub use id::{
     AppId, ArtifactId, CertificateId, DeploymentId, HostId, IdError, JobId, JobRef, ReleaseId, RouteId,
-    ScaleRequestId,
+    ScaleRequestId, SinkId,
 };
 pub use job::{Exit, Job, JobState, Mount, OneOff, StopReason, Tty};
 pub use name::{NameError, check_app_name, check_env_key, check_process_type};
@@ -40,6 +42,7 @@ pub use process::{HealthCheck, Port, PortService, ProcessType, VolumeRequest};
 pub use release::Release;
 pub use resources::{ResourceLimit, Resources};
 pub use route::{Certificate, Route, RouteKind};
+pub use sink::{Sink, SinkError, SyslogFormat, SyslogSinkConfig, SyslogUrl};
 pub use service::{Instance, ServiceMeta};
 pub use time::Timestamp;
 pub use uuid::Uuid;

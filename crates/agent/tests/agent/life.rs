@@ -70,6 +70,7 @@ impl Life {
                 shim,
                 tags: BTreeMap::new(),
                 ca_bundle: None,
+                sinks: std::sync::Arc::new(NoSinks),
                 uid_base: 1 << 24,
             };
             let result = match machine {
@@ -170,4 +171,22 @@ pub fn directories(state: &Path) -> Vec<String> {
     entries
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect()
+}
+
+/// No log is sent anywhere.
+struct NoSinks;
+
+#[async_trait::async_trait]
+impl api::sinks::Sinks for NoSinks {
+    fn list(&self) -> Vec<api::sinks::HostSink> {
+        vec![]
+    }
+
+    async fn put(&self, _: &str, _: api::sinks::NewSink) -> Result<api::sinks::HostSink, api::Error> {
+        Err(api::Error::unavailable("there are no sinks here"))
+    }
+
+    async fn remove(&self, _: &str) -> Result<(), api::Error> {
+        Err(api::Error::not_found())
+    }
 }

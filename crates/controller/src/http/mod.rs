@@ -12,6 +12,7 @@ mod jobs;
 mod log;
 mod releases;
 mod routes;
+mod sinks;
 mod status;
 
 use axum::{
@@ -74,6 +75,8 @@ pub fn router(controller: Controller) -> Router {
             "/apps/{app}/routes/{kind}/{route}",
             get(routes::get).put(routes::update).delete(routes::delete),
         )
+        .route("/sinks", get(sinks::list_or_follow).post(sinks::create))
+        .route("/sinks/{sink}", get(sinks::get).delete(sinks::delete))
         .route("/events", get(events::list_or_follow))
         .route("/events/{event}", get(events::get))
         .route("/hosts", get(status::hosts))

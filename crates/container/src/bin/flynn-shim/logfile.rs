@@ -3,6 +3,9 @@
 //! A thread of its own does the writing. While it gets on, output waits for it (that is the speed
 //! of the disk, and nothing is lost); when it has not moved for a while, or writing fails, output
 //! is dropped and counted, and a line in the log says how many lines are missing there.
+//!
+//! Each file carries the number of its first line, counted over all files of the job, as an extended
+//! attribute: whoever reads the files and finds one gone knows how much it missed.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -14,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use container::LogFile;
-use container::logline::{Formatter, LogLine, Stream, TEXT_BYTES_MAX};
+use container::logline::{FIRST_LINE, Formatter, LogLine, Stream, TEXT_BYTES_MAX};
 use jiff::Timestamp;
 
 /// Output that waits to be written.
@@ -221,6 +224,8 @@ pub struct Files {
     files_max: u32,
     file: File,
     written_bytes: u64,
+    /// Lines in this file and all before it.
+    written_lines: u64,
     pending: Vec<u8>,
     pending_lines: u64,
     lost_lines: u64,
@@ -231,12 +236,14 @@ impl Files {
     pub fn open(log: &LogFile) -> io::Result<Files> {
         let file = open(&log.path)?;
         let written_bytes = file.metadata()?.len();
+        let written_lines = lines_so_far(&log.path, &file, written_bytes)?;
         Ok(Files {
             path: log.path.clone(),
             bytes_max: log.bytes_max.max(64 << 10),
             files_max: log.files_max.max(1),
             file,
             written_bytes,
+            written_lines,
             pending: Vec::new(),
             pending_lines: 0,
             lost_lines: 0,
@@ -269,7 +276,9 @@ impl Files {
         }
         let mut bytes = std::mem::take(&mut self.pending);
         let lines = std::mem::take(&mut self.pending_lines);
+        let mut written = lines;
         if self.lost_lines > 0 {
+            written += 1;
             let text = format!("{} lines lost: the log could not be written", self.lost_lines);
             let notice = LogLine {
                 time: Timestamp::now(),
@@ -285,6 +294,7 @@ impl Files {
         match self.file.write_all(&bytes) {
             Ok(()) => {
                 self.written_bytes += bytes.len() as u64;
+                self.written_lines += written;
                 self.lost_lines = 0;
             }
             Err(_) => {
@@ -306,6 +316,7 @@ impl Files {
         if self.files_max == 1 {
             if self.file.set_len(0).is_ok() {
                 self.written_bytes = 0;
+                number(&self.file, self.written_lines);
             }
             return;
         }
@@ -314,6 +325,7 @@ impl Files {
         }
         match open(&self.path) {
             Ok(file) => {
+                number(&file, self.written_lines);
                 self.file = file;
                 self.written_bytes = 0;
             }
@@ -324,6 +336,28 @@ impl Files {
 
 fn open(path: &Path) -> io::Result<File> {
     File::options().create(true).append(true).mode(0o600).open(path)
+}
+
+/// Says in a file that is still empty how many lines came before it. A file system without extended
+/// attributes costs readers no more than knowing how many lines they missed.
+fn number(file: &File, lines_before: u64) {
+    let text = (lines_before + 1).to_string();
+    let _ = rustix::fs::fsetxattr(file, FIRST_LINE, text.as_bytes(), rustix::fs::XattrFlags::empty());
+}
+
+/// What an earlier shim of the job has written: none, as a rule, and then the file is numbered.
+fn lines_so_far(path: &Path, file: &File, bytes: u64) -> io::Result<u64> {
+    if bytes == 0 {
+        number(file, 0);
+        return Ok(0);
+    }
+    let mut text = [0; 20];
+    let length = rustix::fs::fgetxattr(file, FIRST_LINE, &mut text).unwrap_or(0);
+    let first = std::str::from_utf8(&text[..length])
+        .ok()
+        .and_then(|text| text.parse::<u64>().ok());
+    let lines = fs::read(path)?.iter().filter(|byte| **byte == b'\n').count() as u64;
+    Ok(first.unwrap_or(1).saturating_sub(1) + lines)
 }
 
 #[cfg(test)]
@@ -405,6 +439,11 @@ mod tests {
         assert_eq!(all.last().unwrap().1, "line 9999");
         let first: usize = all[0].1.strip_prefix("line ").unwrap().parse().unwrap();
         assert_eq!(all.len(), 10_000 - first);
+        // The oldest file knows how many lines went with those that were removed.
+        let oldest = File::open(directory.path().join("log.2")).unwrap();
+        let mut number = [0; 20];
+        let length = rustix::fs::fgetxattr(&oldest, FIRST_LINE, &mut number).unwrap();
+        assert_eq!(&number[..length], (first + 1).to_string().as_bytes());
     }
 
     #[test]
