@@ -109,6 +109,7 @@ pub struct Client {
     base: Arc<str>,
     authorization: Option<HeaderValue>,
     pool: Pool<Connector, StreamBody>,
+    answer_bytes_max: usize,
 }
 
 impl Client {
@@ -138,7 +139,23 @@ impl Client {
             base: base.into(),
             authorization,
             pool,
+            answer_bytes_max: ANSWER_BYTES_MAX,
         })
+    }
+
+    /// For servers that are asked by a user's name and password.
+    pub fn with_basic_auth(mut self, user: &str, password: &str) -> Client {
+        let token = BASE64_STANDARD.encode(format!("{user}:{password}"));
+        let mut value = HeaderValue::from_str(&format!("Basic {token}")).expect("base64 is a header value");
+        value.set_sensitive(true);
+        self.authorization = Some(value);
+        self
+    }
+
+    /// For servers that are not the platform's own: no answer is read beyond this.
+    pub fn with_answer_bytes_max(mut self, bytes: usize) -> Client {
+        self.answer_bytes_max = bytes;
+        self
     }
 
     pub fn url(&self) -> &str {
@@ -371,7 +388,7 @@ impl Client {
     }
 
     async fn read(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
-        match Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        match Limited::new(response.into_body(), self.answer_bytes_max)
             .collect()
             .await
         {

@@ -4,11 +4,11 @@
 //! `-a` and `-c` stand before the command, as some commands have options of these letters;
 //! `--app` and `--cluster` may stand anywhere.
 
-use std::ffi::OsString;
+use std::{collections::BTreeMap, ffi::OsString};
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{commands, failure::Failure, output::nearest};
+use crate::{commands, failure::Failure, habits, output::nearest};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -74,100 +74,125 @@ pub enum Command {
     Run(commands::run::Args),
     Exec(commands::exec::Args),
     Restart(commands::restart::Args),
+    Why(commands::why::Args),
     Env(commands::env::Args),
     Limit(commands::limit::Args),
     Meta(commands::meta::Args),
     Route(commands::route::Args),
     Release(commands::release::Args),
     Deployment(commands::deployment::Args),
+    Provider(commands::provider::Args),
+    Resource(commands::resource::Args),
+    Volume(commands::volume::Args),
+    Export(commands::export::Args),
+    Import(commands::import::Args),
     Remote(commands::remote::Args),
     #[command(hide = true)]
     GitCredentials(commands::git_credentials::Args),
     Completions(commands::completions::Args),
+    Man(commands::man::Args),
     Version(commands::version::Args),
 }
 
-/// Takes `noun:verb` apart, so that `flynn route:add http x` is `flynn route add http x`.
-pub fn split_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let takes_value = ["-a", "-c", "--app", "--cluster"];
-    let mut at = 1;
-    while let Some(argument) = arguments.get(at).and_then(|argument| argument.to_str()) {
-        if takes_value.contains(&argument) {
-            at += 2;
-        } else if argument.starts_with('-') {
-            at += 1;
-        } else {
-            let parts: Vec<OsString> = argument.split(':').map(OsString::from).collect();
-            let known = parts[0]
-                .to_str()
-                .is_some_and(|noun| Cli::command().find_subcommand(noun).is_some());
-            if known && parts.len() > 1 {
-                arguments.splice(at..=at, parts);
-            }
-            break;
-        }
-    }
-    arguments
+/// Puts a line into the words that are understood here; see [`habits`].
+pub fn in_own_words(arguments: Vec<OsString>) -> Vec<OsString> {
+    habits::in_own_words(arguments, |noun| Cli::command().find_subcommand(noun).is_some())
+}
+
+/// The help of each command by its name, for programs: `flynn help --json`.
+pub fn all_help() -> BTreeMap<String, String> {
+    let mut cli = Cli::command();
+    cli.build();
+    let of = |command: &clap::Command| {
+        let help = command.clone().render_long_help().to_string();
+        (command.get_name().to_owned(), help)
+    };
+    cli.get_subcommands()
+        .filter(|command| command.get_name() != "help")
+        .map(of)
+        .collect()
 }
 
 /// What is wrong with a command line, in the form of all other errors.
 pub fn usage_failure(error: &clap::Error) -> Failure {
     use clap::error::{ContextKind, ContextValue};
+    let texts = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => vec![text.clone()],
+        Some(ContextValue::Strings(texts)) => texts.clone(),
+        _ => vec![],
+    };
+    let usage = error
+        .get(ContextKind::Usage)
+        .map(|usage| usage.to_string())
+        .unwrap_or_default();
     if error.kind() == ErrorKind::InvalidSubcommand
-        && let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand)
+        && let Some(name) = texts(ContextKind::InvalidSubcommand).first()
     {
-        let command = Cli::command();
-        let names: Vec<String> = command
-            .get_subcommands()
-            .map(|c| c.get_name().to_owned())
-            .collect();
-        // Only the first noun is looked up in the list of commands; a wrong verb has its own usage.
-        if error
-            .get(ContextKind::Usage)
-            .is_some_and(|usage| !usage.to_string().contains("flynn [OPTIONS] <"))
-        {
-            return rendered(error);
-        }
-        let failure = Failure::new(format!("{name} is not a flynn command. See 'flynn help'"));
-        return match nearest(name, names.iter().map(String::as_str)) {
-            Some(near) => failure.with_hint(format!("did you mean `flynn {near}`?")),
-            None => failure,
-        };
+        return unknown_command(name, &nouns_of(&usage));
     }
-    rendered(error)
+    let near = [
+        ContextKind::SuggestedSubcommand,
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedValue,
+    ];
+    let near: Vec<String> = near.into_iter().flat_map(texts).collect();
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    // The rest is about what clap would print around it; ours is said by hints.
+    let rest = ["\n\n  tip:", "\n\nUsage:", "\n\nFor more information"];
+    let end = rest
+        .iter()
+        .filter_map(|rest| text.find(rest))
+        .min()
+        .unwrap_or(text.len());
+    let mut hints = vec![];
+    if !near.is_empty() {
+        hints.push(format!("did you mean {}?", near.join(" or ")));
+    }
+    let usage = usage.trim().trim_start_matches("Usage:").trim();
+    if !usage.is_empty() {
+        let lines: Vec<&str> = usage.lines().map(str::trim).collect();
+        hints.push(format!("usage: {}", lines.join(" or: ")));
+    }
+    Failure::new(text[..end].trim_end()).with_hint(hints.join("\n"))
 }
 
-fn rendered(error: &clap::Error) -> Failure {
-    let text = error.to_string();
-    Failure::new(text.strip_prefix("error: ").unwrap_or(&text).trim_end())
+/// `["route"]` of `Usage: flynn route [OPTIONS] [COMMAND]`: what came before the word that is unknown.
+fn nouns_of(usage: &str) -> Vec<String> {
+    let words = usage.trim_start_matches("Usage:").split_whitespace().skip(1);
+    words
+        .take_while(|word| !word.starts_with(['[', '<', '-']))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn unknown_command(name: &str, nouns: &[String]) -> Failure {
+    let mut command = Cli::command();
+    for noun in nouns {
+        command = command.find_subcommand(noun).cloned().unwrap_or(command);
+    }
+    let verbs: Vec<String> = command
+        .get_subcommands()
+        .filter(|verb| !verb.is_hide_set())
+        .map(|verb| verb.get_name().to_owned())
+        .collect();
+    let near = nearest(name, verbs.iter().map(String::as_str));
+    let noun = nouns.join(" ");
+    match (nouns, near) {
+        ([], Some(near)) => Failure::new(format!("{name} is not a flynn command. See 'flynn help'"))
+            .with_hint(format!("did you mean `flynn {near}`?")),
+        ([], None) => Failure::new(format!("{name} is not a flynn command. See 'flynn help'"))
+            .with_hint("`flynn help` lists the commands"),
+        (_, Some(near)) => Failure::new(format!("flynn {noun} has no verb {name}"))
+            .with_hint(format!("did you mean `flynn {noun} {near}`?")),
+        (_, None) => Failure::new(format!("flynn {noun} has no verb {name}"))
+            .with_hint(format!("it has {}", verbs.join(", "))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn split(line: &str) -> String {
-        let arguments = line.split(' ').map(OsString::from).collect();
-        split_verb(arguments)
-            .iter()
-            .map(|part| part.to_str().unwrap())
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
-
-    #[test]
-    fn a_colon_between_noun_and_verb_is_a_space() {
-        assert_eq!(
-            split("flynn -a x route:add http a:b"),
-            "flynn -a x route add http a:b"
-        );
-        assert_eq!(
-            split("flynn --app=x release:rollback"),
-            "flynn --app=x release rollback"
-        );
-        assert_eq!(split("flynn run echo env:set"), "flynn run echo env:set");
-        assert_eq!(split("flynn nosuch:verb"), "flynn nosuch:verb");
-    }
 
     #[test]
     fn the_command_line_is_well_formed() {

@@ -30,6 +30,18 @@ pub struct Cluster {
     pub docker_push_url: String,
 }
 
+impl Cluster {
+    /// What stands behind `controller.` in the cluster's address; `None` where it is not named so.
+    pub fn domain(&self) -> Option<&str> {
+        let rest = self
+            .controller_url
+            .split_once("://")
+            .map_or(self.controller_url.as_str(), |(_, rest)| rest);
+        let host = rest.split([':', '/']).next().unwrap_or_default();
+        host.strip_prefix("controller.")
+    }
+}
+
 pub struct Config {
     path: PathBuf,
     document: DocumentMut,
@@ -281,6 +293,24 @@ default = "one"
         fs::write(&path, text).unwrap();
         let config = Config::load_from(path);
         (directory, config)
+    }
+
+    #[test]
+    fn the_domain_is_read_off_the_controllers_address() {
+        let domain_of = |url: &str| {
+            let cluster = Cluster {
+                controller_url: url.into(),
+                ..Cluster::default()
+            };
+            cluster.domain().map(str::to_owned)
+        };
+        for url in [
+            "https://controller.flynn.test:8443",
+            "https://controller.flynn.test/",
+        ] {
+            assert_eq!(domain_of(url).as_deref(), Some("flynn.test"));
+        }
+        assert_eq!(domain_of("http://127.0.0.1:80"), None);
     }
 
     #[test]

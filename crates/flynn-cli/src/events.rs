@@ -18,7 +18,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Follower {
     controller: Controller,
-    app: String,
+    /// `None` for all apps.
+    app: Option<String>,
     object_types: &'static [&'static str],
     last: Option<u64>,
     stream: Option<BoxStream<'static, std::result::Result<Event, ClientError>>>,
@@ -39,11 +40,26 @@ impl Follower {
         app: &str,
         object_types: &'static [&'static str],
     ) -> Result<Follower> {
-        let stream = controller.events(Some(app), object_types, None).await?;
-        let (controller, app) = (controller.clone(), app.to_owned());
+        Follower::begin(controller, Some(app), object_types).await
+    }
+
+    /// The same for what belongs to no app, or for all apps.
+    pub async fn open_all(
+        controller: &Controller,
+        object_types: &'static [&'static str],
+    ) -> Result<Follower> {
+        Follower::begin(controller, None, object_types).await
+    }
+
+    async fn begin(
+        controller: &Controller,
+        app: Option<&str>,
+        object_types: &'static [&'static str],
+    ) -> Result<Follower> {
+        let stream = controller.events(app, object_types, None).await?;
         Ok(Follower {
-            controller,
-            app,
+            controller: controller.clone(),
+            app: app.map(str::to_owned),
             object_types,
             last: None,
             stream: Some(stream),
@@ -76,7 +92,7 @@ impl Follower {
             loop {
                 match self
                     .controller
-                    .events(Some(&self.app), self.object_types, self.last)
+                    .events(self.app.as_deref(), self.object_types, self.last)
                     .await
                 {
                     Ok(stream) => return Ok(stream),

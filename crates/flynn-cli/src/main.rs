@@ -5,17 +5,21 @@
 //! controller's events, and prints. Answers that a program may read go to standard output;
 //! confirmations, progress and errors go to standard error.
 
+mod archive;
 mod attach;
 mod cli;
 mod commands;
 mod config;
 mod context;
 mod deploy;
+mod dry_run;
 mod events;
 mod failure;
 mod git;
+mod habits;
 mod output;
 mod terminal;
+mod why;
 
 use clap::{CommandFactory, FromArgMatches};
 
@@ -46,7 +50,11 @@ fn exit_with(failure: &Failure) -> ! {
 }
 
 async fn run() -> Result<i32, Failure> {
-    let arguments = cli::split_verb(std::env::args_os().collect());
+    let arguments = cli::in_own_words(std::env::args_os().collect());
+    if arguments.iter().skip(1).eq(["help", "--json"]) {
+        output::print_json(&cli::all_help());
+        return Ok(0);
+    }
     let matches = match Cli::command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) if error.use_stderr() => return Err(cli::usage_failure(&error)),

@@ -75,6 +75,11 @@ pub fn ago(now: Timestamp, then: Timestamp) -> String {
     format!("{} ago", rough(now.since(then)))
 }
 
+/// `about a minute`, for the middle of a sentence.
+pub fn lasting(now: Timestamp, since: Timestamp) -> String {
+    rough(now.since(since)).to_lowercase()
+}
+
 fn rough(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (minutes, hours) = (seconds / 60, seconds / 3600);

@@ -70,3 +70,28 @@ pub fn confirm(question: &str) -> Result<bool> {
         }
     }
 }
+
+/// Asks for a name to be typed, so that nothing is destroyed by a habit of saying yes. `question`
+/// says what would be lost.
+pub fn confirm_name(question: &str, name: &str) -> Result<bool> {
+    eprintln!("{question}");
+    eprint!("Type {name} to go on: ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    if !std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .is_ok_and(|length| length > 0)
+    {
+        eprintln!();
+        return Err(Failure::new(format!("this needs the name {name} to be typed"))
+            .with_hint("-y goes on without it"));
+    }
+    Ok(answer.trim() == name)
+}
+
+/// Whether there is a person to ask. Verbs that the original carried out without a question ask only
+/// then, so that its scripts go on to work.
+pub fn can_ask() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}

@@ -3,6 +3,7 @@ use std::fs;
 use clap::Subcommand;
 use serde_json::json;
 
+use super::{cluster_backup, log_sink, migrate_domain};
 use crate::{
     config::{self, Cluster, Config},
     context::{self, Context},
@@ -54,6 +55,39 @@ enum Verb {
   $ flynn cluster default test
   \"test\" is now the default cluster.")]
     Default { name: Option<String> },
+    /// Give the cluster, and every app in it, names below another domain
+    ///
+    /// New certificates are made, and routes APP.DOMAIN are added; the old names go on to work. The
+    /// configuration file follows.
+    #[command(after_help = "Examples:
+
+  $ flynn cluster migrate-domain new.example.com
+  Migrate cluster domain from \"example.com\" to \"new.example.com\"? (yes/no): yes
+  Migrating cluster domain (this can take up to 120 seconds)...
+  Changed cluster domain from \"example.com\" to \"new.example.com\"")]
+    MigrateDomain(migrate_domain::Args),
+    /// Write the cluster's state and images to one file
+    ///
+    /// `flynn-host` makes a cluster of it again, on an empty machine.
+    #[command(after_help = "Examples:
+
+  $ flynn cluster backup --file backup.tar
+  Creating cluster backup...
+  Backup complete (1843200 bytes).")]
+    Backup(cluster_backup::Args),
+    /// Manage where the log lines of all apps are sent
+    ///
+    /// Manage log sinks: servers that get the lines of all apps, besides what is kept here. Without a
+    /// verb, list them.
+    #[command(after_help = "Examples:
+
+  $ flynn cluster log-sink add syslog syslog+tls://rsyslog.host:514/
+  Created sink 2e02b087-6e1a-4fb7-ac5d-44548c1701b9.
+
+  $ flynn cluster log-sink
+  ID                                    KIND    CONFIG
+  2e02b087-6e1a-4fb7-ac5d-44548c1701b9  syslog  {\"url\":\"syslog+tls://rsyslog.host:514/\",\"format\":\"rfc6587\"}")]
+    LogSink(log_sink::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -73,6 +107,12 @@ struct Add {
     /// Address of the image server [default: https://images.DOMAIN]
     #[arg(long, value_name = "URL")]
     image_url: Option<String>,
+    /// Address of the Docker registry, as older versions had it
+    #[arg(long, value_name = "URL", hide = true)]
+    docker_push_url: Option<String>,
+    /// Set Docker up, as older versions could; images are pushed without that
+    #[arg(long, hide = true)]
+    docker: bool,
     /// Address of the controller [default: https://controller.DOMAIN]
     #[arg(long, value_name = "URL")]
     controller_url: Option<String>,
@@ -88,13 +128,16 @@ struct Add {
 }
 
 impl Args {
-    pub async fn run(self, _: &Context) -> Result<()> {
+    pub async fn run(self, context: &Context) -> Result<()> {
         match self.verb {
             None => list(self.json),
             Some(Verb::Add(add)) => add.run().await,
             Some(Verb::Remove { name }) => remove(&name),
             Some(Verb::Default { name: None }) => print_default(),
             Some(Verb::Default { name: Some(name) }) => set_default(&name),
+            Some(Verb::MigrateDomain(args)) => args.run(context).await,
+            Some(Verb::Backup(args)) => args.run(context).await,
+            Some(Verb::LogSink(args)) => args.run(context).await,
         }
     }
 }
@@ -186,6 +229,9 @@ fn remove(name: &str) -> Result<()> {
 
 impl Add {
     async fn run(self) -> Result<()> {
+        if self.docker {
+            eprintln!("--docker does nothing any more.");
+        }
         check_name(&self.name)?;
         check_domain(&self.domain)?;
         let mut config = Config::load()?;
@@ -208,7 +254,7 @@ impl Add {
                 self.git_url.clone().unwrap_or_else(|| of_domain("git"))
             },
             image_url: self.image_url.clone().unwrap_or_else(|| of_domain("images")),
-            docker_push_url: String::new(),
+            docker_push_url: self.docker_push_url.clone().unwrap_or_default(),
         };
         let controller = context::connect(&cluster)?;
         let ca_cert = controller.ca_cert().await?;

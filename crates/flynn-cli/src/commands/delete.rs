@@ -22,7 +22,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 #[command(after_help = "Examples:
 
   $ flynn -a turkeys-stupefy-perry delete
-  Are you sure you want to delete the app \"turkeys-stupefy-perry\"? (yes/no): yes
+  This deletes the app turkeys-stupefy-perry with its jobs, routes, releases and resources.
+  Type turkeys-stupefy-perry to go on: turkeys-stupefy-perry
   Deleted turkeys-stupefy-perry (removed 1 routes, deleted 2 releases, deprovisioned 0 resources)")]
 pub struct Args {
     /// Name of the git remote to remove, empty for none
@@ -36,8 +37,11 @@ pub struct Args {
 impl Args {
     pub async fn run(self, context: &Context) -> Result<()> {
         let app = context.app_row().await?;
-        let question = format!("Are you sure you want to delete the app \"{}\"?", app.name);
-        if !self.yes && !terminal::confirm(&question)? {
+        let question = format!(
+            "This deletes the app {} with its jobs, routes, releases and resources.",
+            app.name
+        );
+        if !self.yes && !terminal::confirm_name(&question, &app.name)? {
             eprintln!("App deletion aborted.");
             return Ok(());
         }

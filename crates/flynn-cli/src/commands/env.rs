@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use api::wire::NewRelease;
+use api::{dry_run::Trial, wire::NewRelease};
 use clap::Subcommand;
 use types::Release;
 
@@ -8,6 +8,7 @@ use super::assignment;
 use crate::{
     context::Context,
     deploy::{copy_of, create_and_deploy},
+    dry_run,
     failure::{Failure, Result},
     output,
 };
@@ -35,8 +36,8 @@ pub struct Args {
     /// The variables of one process type only
     #[arg(short = 't', long, value_name = "TYPE", global = true)]
     process_type: Option<String>,
-    /// Print the variables as JSON
-    #[arg(long)]
+    /// Print the variables, or a dry run's answer, as JSON
+    #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -48,8 +49,16 @@ enum Verb {
     #[command(after_help = "Examples:
 
   $ flynn env set FOO=bar BAZ=foobar
-  Created release 5058ae79-64f7-4c39-9a24-0bdd6e7d1bcb.")]
+  Created release 5058ae79-64f7-4c39-9a24-0bdd6e7d1bcb.
+
+  $ flynn env set --dry-run FOO=bar
+  Dry run: nothing was changed.
+    start 2 web on host0
+    stop 2 web on host0
+  It fits.")]
     Set {
+        #[command(flatten)]
+        dry_run: dry_run::Options,
         #[arg(required = true, value_name = "VAR=VALUE")]
         assignments: Vec<String>,
     },
@@ -59,6 +68,8 @@ enum Verb {
   $ flynn env unset FOO BAZ
   Created release b1bbd9bc-76d6-436e-a2fd-245300bce72e.")]
     Unset {
+        #[command(flatten)]
+        dry_run: dry_run::Options,
         #[arg(required = true, value_name = "VAR")]
         names: Vec<String>,
     },
@@ -107,15 +118,18 @@ impl Args {
                 }
                 Ok(())
             }
-            Some(Verb::Set { assignments }) => {
+            Some(Verb::Set { dry_run, assignments }) => {
                 let assignments = assignments
                     .iter()
                     .map(|text| assignment(text))
                     .collect::<Result<Vec<_>>>()?;
-                change(context, process_type, |variables| variables.extend(assignments)).await
+                change(context, process_type, dry_run, self.json, |variables| {
+                    variables.extend(assignments)
+                })
+                .await
             }
-            Some(Verb::Unset { names }) => {
-                change(context, process_type, |variables| {
+            Some(Verb::Unset { dry_run, names }) => {
+                change(context, process_type, dry_run, self.json, |variables| {
                     variables.retain(|name, _| !names.contains(name))
                 })
                 .await
@@ -149,6 +163,8 @@ fn variables<'a>(
 async fn change(
     context: &Context,
     process_type: Option<&str>,
+    options: dry_run::Options,
+    as_json: bool,
     edit: impl FnOnce(&mut BTreeMap<String, String>),
 ) -> Result<()> {
     let current = match process_type {
@@ -171,6 +187,10 @@ async fn change(
             }
         }
     };
+    if options.dry_run {
+        let trial = Trial::Deploy { release: new };
+        return dry_run::run(context.controller()?, context.app()?, &trial, as_json).await;
+    }
     let release = create_and_deploy(context.controller()?, context.app()?, &new).await?;
     eprintln!("Created release {}.", release.id);
     Ok(())

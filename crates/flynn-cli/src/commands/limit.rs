@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use api::dry_run::Trial;
 use clap::Subcommand;
 use types::{ResourceLimit, Resources};
 
@@ -7,6 +8,7 @@ use super::assignment;
 use crate::{
     context::Context,
     deploy::{copy_of, create_and_deploy},
+    dry_run,
     failure::{Failure, Result},
     output,
 };
@@ -31,8 +33,8 @@ pub struct Args {
     /// The limits of one process type only
     #[arg(short = 't', long, value_name = "TYPE")]
     process_type: Option<String>,
-    /// Print the limits as JSON
-    #[arg(long)]
+    /// Print the limits, or a dry run's answer, as JSON
+    #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -44,8 +46,15 @@ enum Verb {
     #[command(after_help = "Examples:
 
   $ flynn limit set web memory=512MB max_fd=12000 cpu=500
-  Created release 5058ae79-64f7-4c39-9a24-0bdd6e7d1bcb")]
+  Created release 5058ae79-64f7-4c39-9a24-0bdd6e7d1bcb
+
+  $ flynn limit set --dry-run web memory=16GB
+  Dry run: nothing was changed.
+  No job would be started or stopped; 2 jobs go on.
+  error: the deployment would fail: web was not started within 120 s: no host has 16 GB of memory at all: host0, the largest, has 8 GB")]
     Set {
+        #[command(flatten)]
+        dry_run: dry_run::Options,
         #[arg(value_name = "TYPE")]
         process_type: String,
         #[arg(required = true, value_name = "LIMIT=VALUE")]
@@ -58,9 +67,10 @@ impl Args {
         match self.verb {
             None => list(context, self.process_type.as_deref(), self.json).await,
             Some(Verb::Set {
+                dry_run,
                 process_type,
                 assignments,
-            }) => set(context, &process_type, &assignments).await,
+            }) => set(context, &process_type, &assignments, dry_run, self.json).await,
         }
     }
 }
@@ -94,13 +104,24 @@ async fn list(context: &Context, only: Option<&str>, as_json: bool) -> Result<()
     Ok(())
 }
 
-async fn set(context: &Context, process_type: &str, assignments: &[String]) -> Result<()> {
+async fn set(
+    context: &Context,
+    process_type: &str,
+    assignments: &[String],
+    options: dry_run::Options,
+    as_json: bool,
+) -> Result<()> {
     let limits = parse(assignments.iter().map(String::as_str))?;
     let mut release = context.release().await?;
     let Some(process) = release.processes.get_mut(process_type) else {
         return Err(unknown_type(process_type, release.processes.keys()));
     };
     process.resources.0.extend(limits.0);
+    if options.dry_run {
+        let release = copy_of(&release);
+        let trial = Trial::Deploy { release };
+        return dry_run::run(context.controller()?, context.app()?, &trial, as_json).await;
+    }
     let new = create_and_deploy(context.controller()?, context.app()?, &copy_of(&release)).await?;
     output::print_line(&format!("Created release {}", new.id));
     Ok(())

@@ -2,26 +2,36 @@
 
 pub mod apps;
 pub mod cluster;
+pub mod cluster_backup;
 pub mod completions;
 pub mod create;
 pub mod delete;
 pub mod deployment;
 pub mod env;
 pub mod exec;
+pub mod export;
 pub mod git_credentials;
+pub mod import;
 pub mod info;
 pub mod kill;
 pub mod limit;
 pub mod log;
+mod log_sink;
+pub mod man;
 pub mod meta;
+mod migrate_domain;
+pub mod provider;
 pub mod ps;
 pub mod release;
 pub mod remote;
+pub mod resource;
 pub mod restart;
 pub mod route;
 pub mod run;
 pub mod scale;
 pub mod version;
+pub mod volume;
+pub mod why;
 
 use crate::{
     cli::Command,
@@ -50,9 +60,16 @@ pub async fn run(command: Command, context: &Context) -> Result<i32> {
         Command::Route(args) => args.run(context).await,
         Command::Release(args) => args.run(context).await,
         Command::Deployment(args) => args.run(context).await,
+        Command::Why(args) => args.run(context).await,
+        Command::Provider(args) => args.run(context).await,
+        Command::Resource(args) => args.run(context).await,
+        Command::Volume(args) => args.run(context).await,
+        Command::Export(args) => args.run(context).await,
+        Command::Import(args) => args.run(context).await,
         Command::Remote(args) => args.run(context).await,
         Command::GitCredentials(args) => args.run(),
         Command::Completions(args) => args.run(),
+        Command::Man(args) => args.run(),
         Command::Version(args) => args.run(),
     }?;
     Ok(0)

@@ -15,7 +15,10 @@ use crate::{
 
   $ flynn ps
   ID                                          TYPE  STATE  CREATED             RELEASE
-  host0-9d206601-f300-40d4-909b-f3e72168bf1f  web   up     About a minute ago  81c3439d-ae8b-4fb6-8ad7-4525f94d13f7")]
+  host0-9d206601-f300-40d4-909b-f3e72168bf1f  web   up     About a minute ago  81c3439d-ae8b-4fb6-8ad7-4525f94d13f7
+
+  $ flynn ps --all --quiet --type run
+  host0-bf59f0f6-6872-44e7-9074-9c997b60b662")]
 pub struct Args {
     /// Show jobs that have ended too
     #[arg(short, long)]
@@ -23,6 +26,12 @@ pub struct Args {
     /// Show what each job runs
     #[arg(short, long)]
     command: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Only jobs of this process type; one-off jobs are of type run
+    #[arg(short = 't', long = "type", value_name = "TYPE")]
+    process_type: Option<String>,
     /// Print the jobs as JSON
     #[arg(long)]
     json: bool,
@@ -32,9 +41,21 @@ impl Args {
     pub async fn run(self, context: &Context) -> Result<()> {
         let mut jobs = context.controller()?.jobs(context.app()?).await?;
         jobs.retain(|job| self.all || job.state != JobState::Down);
+        if let Some(wanted) = &self.process_type {
+            jobs.retain(|job| type_of(job) == wanted);
+        }
         jobs.sort_by_key(|job| job.created_at);
         if self.json {
             output::print_json(&jobs);
+            return Ok(());
+        }
+        if self.quiet {
+            output::print(
+                &jobs
+                    .iter()
+                    .map(|job| format!("{}\n", job.display_id()))
+                    .collect::<String>(),
+            );
             return Ok(());
         }
         let now = output::now();

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::wire::NewRelease;
 use clap::Subcommand;
@@ -53,6 +53,25 @@ enum Verb {
   Created At:     2026-11-23 05:27:19.32457 +0000 UTC
   ENV[MY_VAR]     Hello World")]
     Show { id: Option<ReleaseId> },
+    /// Make and deploy a release from an image that the cluster has
+    ///
+    /// The image is named by the id or the URI of its artifact, as `flynn release show` prints it. The
+    /// file may have env, meta and processes.
+    #[command(after_help = "Examples:
+
+  $ cat config.json
+  {\"processes\": {\"echo\": {\"args\": [\"socat\", \"-v\", \"tcp-l:8080,fork\", \"exec:/bin/cat\"], \"ports\": [{\"port\": 8080}]}}}
+  $ flynn release add -f config.json flynn://slug/a5e66470b2812e91798db36eb103c1f1e135bbe167e4b2ad5ba425b8db98ee8d
+  Created release 989ce4a8-0088-444c-8379-caddded4b957.")]
+    Add {
+        /// Type of the image
+        #[arg(short = 't', value_name = "TYPE", default_value = "flynn", value_parser = ["flynn", "docker"], hide = true)]
+        kind: String,
+        /// The JSON file, - for standard input
+        #[arg(short, long)]
+        file: Option<PathBuf>,
+        uri: String,
+    },
     /// Make and deploy a release from another one, by default the current one, and a JSON file
     ///
     /// The file may have env, meta, processes and artifacts. What it has is laid over what the
@@ -101,6 +120,7 @@ impl Args {
         match self.verb {
             None => list(context, self.quiet, self.json).await,
             Some(Verb::Show { id }) => show(context, id, self.json).await,
+            Some(Verb::Add { kind, file, uri }) => add(context, &kind, file.as_deref(), &uri).await,
             Some(Verb::Update { clean, file, id }) => update(context, &file, id, clean).await,
             Some(Verb::Delete { yes, id }) => delete(context, id, yes).await,
             Some(Verb::Rollback { yes, id }) => rollback(context, id, yes).await,
@@ -178,23 +198,58 @@ async fn show(context: &Context, id: Option<ReleaseId>, as_json: bool) -> Result
     Ok(())
 }
 
-async fn update(context: &Context, file: &std::path::Path, id: Option<ReleaseId>, clean: bool) -> Result<()> {
+async fn add(context: &Context, kind: &str, file: Option<&Path>, uri: &str) -> Result<()> {
+    let controller = context.controller()?;
+    let artifacts = controller.artifacts().await?;
+    let uri = uri.strip_prefix("flynn+").unwrap_or(uri);
+    let found = artifacts
+        .iter()
+        .find(|artifact| artifact.uri == uri || artifact.id.to_string() == uri);
+    let Some(artifact) = found else {
+        let hint = match kind {
+            "docker" => "images of Docker registries are not pulled; push code with git instead",
+            _ => "it is named by the id or the URI that `flynn release show` prints",
+        };
+        return Err(Failure::new(format!("the cluster has no image {uri:?}")).with_hint(hint));
+    };
+    let mut new = match file {
+        Some(file) => read_release(file)?,
+        None => NewRelease::default(),
+    };
+    new.app_id = Some(context.app_row().await?.id);
+    new.artifacts = Some(vec![artifact.id]);
+    let release = create_and_deploy(controller, context.app()?, &new).await?;
+    eprintln!("Created release {}.", release.id);
+    Ok(())
+}
+
+/// A file's JSON, with what a release may have checked.
+fn read_release(file: &Path) -> Result<NewRelease> {
+    serde_json::from_value(read_json(file)?).map_err(|error| no_release(file, &error))
+}
+
+fn no_release(file: &Path, error: &serde_json::Error) -> Failure {
+    Failure::new(format!("{} is no release: {error}", file.display()))
+        .with_hint("it is a JSON object with env, meta, processes or artifacts")
+}
+
+fn read_json(file: &Path) -> Result<Value> {
     let text = match file.to_str() {
         Some("-") => std::io::read_to_string(std::io::stdin()),
         _ => std::fs::read_to_string(file),
     };
     let text = text.map_err(|error| Failure::new(format!("cannot read {}: {error}", file.display())))?;
-    let wrong = |error: serde_json::Error| {
-        Failure::new(format!("{} is no release: {error}", file.display()))
-            .with_hint("it is a JSON object with env, meta, processes or artifacts")
-    };
-    let changes: Value = serde_json::from_str(&text).map_err(wrong)?;
+    serde_json::from_str(&text).map_err(|error| no_release(file, &error))
+}
+
+async fn update(context: &Context, file: &Path, id: Option<ReleaseId>, clean: bool) -> Result<()> {
+    let changes = read_json(file)?;
     let mut new = match clean {
         true => Value::Object(serde_json::Map::new()),
         false => serde_json::to_value(copy_of(&find(context, id).await?)).expect("a release is JSON"),
     };
     lay_over(&mut new, changes);
-    let mut new: NewRelease = serde_json::from_value(new).map_err(wrong)?;
+    let mut new: NewRelease = serde_json::from_value(new).map_err(|error| no_release(file, &error))?;
     new.app_id = Some(context.app_row().await?.id);
     let release = create_and_deploy(context.controller()?, context.app()?, &new).await?;
     eprintln!("Created release {}.", release.id);
@@ -219,9 +274,13 @@ fn lay_over(base: &mut Value, changes: Value) {
 
 async fn delete(context: &Context, id: ReleaseId, yes: bool) -> Result<()> {
     let (controller, app) = (context.controller()?, context.app()?);
-    if !yes && !terminal::confirm(&format!("Are you sure you want to delete release \"{id}\"?"))? {
-        eprintln!("Release deletion aborted.");
-        return Ok(());
+    if !yes {
+        let name = context.app_row().await?.name;
+        let question = format!("This deletes release {id} of {name}, and what only it uses.");
+        if !terminal::confirm_name(&question, &name)? {
+            eprintln!("Release deletion aborted.");
+            return Ok(());
+        }
     }
     let mut events = Follower::open(controller, app, &["release_deletion"]).await?;
     controller

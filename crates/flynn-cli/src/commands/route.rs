@@ -1,11 +1,13 @@
 use std::io::Read;
 
+use api::dry_run::Trial;
 use api::wire::{CertificateView, NewRoute, RouteView};
 use clap::Subcommand;
 use types::RouteKind;
 
 use crate::{
     context::Context,
+    dry_run,
     failure::{Failure, Result},
     output::{self, row},
 };
@@ -23,8 +25,8 @@ use crate::{
   ROUTE             SERVICE   ID                                         STICKY  LEADER  PATH
   http:example.com  shop-web  http/5ababd60-3c0d-4f5b-8b6f-6c0dd3aa55d1  false   false   /")]
 pub struct Args {
-    /// Print the routes as JSON
-    #[arg(long)]
+    /// Print the routes, or a dry run's answer, as JSON
+    #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -43,6 +45,8 @@ enum Verb {
   $ flynn route remove http/5ababd60-3c0d-4f5b-8b6f-6c0dd3aa55d1
   Route http/5ababd60-3c0d-4f5b-8b6f-6c0dd3aa55d1 removed.")]
     Remove {
+        #[command(flatten)]
+        dry_run: dry_run::Options,
         /// Id of the route, as `flynn route` prints it
         id: String,
     },
@@ -64,6 +68,8 @@ enum Add {
   $ flynn route add http '*.example.com'
   $ flynn route add http -c cert.pem -k key.pem secure.example.com")]
 struct AddHttp {
+    #[command(flatten)]
+    dry_run: dry_run::Options,
     /// Service to route to [default: APP-web]
     #[arg(short, long)]
     service: Option<String>,
@@ -78,6 +84,9 @@ struct AddHttp {
     /// Send requests to the service's leader only
     #[arg(long)]
     leader: bool,
+    /// Send requests to any of the service's instances, as without this option
+    #[arg(long, hide = true, overrides_with = "leader")]
+    no_leader: bool,
     /// Do not wait for requests in flight when a job is stopped
     #[arg(long)]
     no_drain_backends: bool,
@@ -94,6 +103,8 @@ struct AddHttp {
   $ flynn route add tcp
   tcp/a16b13e8-4177-4dbf-afab-3b5c3432f216 listening on port 3000")]
 struct AddTcp {
+    #[command(flatten)]
+    dry_run: dry_run::Options,
     /// Service to route to [default: APP-web]
     #[arg(short, long)]
     service: Option<String>,
@@ -192,11 +203,17 @@ impl Args {
     pub async fn run(self, context: &Context) -> Result<()> {
         match self.verb {
             None => list(context, self.json).await,
-            Some(Verb::Add(Add::Http(add))) => add.run(context).await,
-            Some(Verb::Add(Add::Tcp(add))) => add.run(context).await,
+            Some(Verb::Add(Add::Http(add))) => add.run(context, self.json).await,
+            Some(Verb::Add(Add::Tcp(add))) => add.run(context, self.json).await,
             Some(Verb::Update(update)) => update.run(context).await,
-            Some(Verb::Remove { id }) => {
+            Some(Verb::Remove { dry_run, id }) => {
                 check_id(&id)?;
+                if dry_run.dry_run {
+                    let (kind, uuid) = id.split_once('/').expect("it was checked");
+                    let (kind, id) = (kind.to_owned(), uuid.to_owned());
+                    let trial = Trial::RemoveRoute { kind, id };
+                    return dry_run::run(context.controller()?, context.app()?, &trial, self.json).await;
+                }
                 context
                     .controller()?
                     .delete_route(context.app()?, &id)
@@ -283,7 +300,7 @@ async fn service(context: &Context, given: Option<String>) -> Result<String> {
 }
 
 impl AddHttp {
-    async fn run(self, context: &Context) -> Result<()> {
+    async fn run(self, context: &Context, as_json: bool) -> Result<()> {
         let (domain, path) = match self.domain.split_once('/') {
             Some((domain, path)) => (domain.to_owned(), format!("/{path}")),
             None => (self.domain.clone(), "/".to_owned()),
@@ -305,6 +322,10 @@ impl AddHttp {
             disable_keep_alives: self.disable_keep_alives,
             ..NewRoute::default()
         };
+        if self.dry_run.dry_run {
+            let trial = Trial::AddRoute { route };
+            return dry_run::run(context.controller()?, context.app()?, &trial, as_json).await;
+        }
         let view = context.controller()?.create_route(context.app()?, &route).await?;
         output::print_line(&view.route.formatted_id());
         Ok(())
@@ -312,7 +333,7 @@ impl AddHttp {
 }
 
 impl AddTcp {
-    async fn run(self, context: &Context) -> Result<()> {
+    async fn run(self, context: &Context, as_json: bool) -> Result<()> {
         let route = NewRoute {
             kind: Some(RouteKind::Tcp),
             service: service(context, self.service).await?,
@@ -321,6 +342,10 @@ impl AddTcp {
             drain_backends: !self.no_drain_backends,
             ..NewRoute::default()
         };
+        if self.dry_run.dry_run {
+            let trial = Trial::AddRoute { route };
+            return dry_run::run(context.controller()?, context.app()?, &trial, as_json).await;
+        }
         let view = context.controller()?.create_route(context.app()?, &route).await?;
         output::print_line(&format!(
             "{} listening on port {}",

@@ -18,6 +18,7 @@ use crate::{attach, context::Context, failure::Result, terminal};
   $ flynn run bash
   $ flynn run -- rake db:migrate
   $ flynn run --limits memory=2GB -- ./import < data.csv
+  $ flynn run --mounts-from db -- ls /data
   $ flynn run -d ./long-task
   host0-bf59f0f6-6872-44e7-9074-9c997b60b662")]
 pub struct Args {
@@ -33,6 +34,12 @@ pub struct Args {
     /// Limits of the job, separated by commas (see `flynn limit --help`)
     #[arg(long, value_delimiter = ',', value_name = "LIMIT=VALUE")]
     limits: Vec<String>,
+    /// Process type whose volumes the job is to have, while no job of it has them
+    #[arg(long, value_name = "TYPE")]
+    mounts_from: Option<String>,
+    /// Devices of the host for the job, as older versions gave them (zfs, kvm, loop)
+    #[arg(long, value_delimiter = ',', value_name = "PROFILES", hide = true)]
+    profiles: Vec<String>,
     /// Program to run before the command, as older versions had it
     #[arg(short, long, hide = true)]
     entrypoint: Option<String>,
@@ -60,6 +67,8 @@ impl Args {
             tty_lines: size.map_or(0, |size| size.lines),
             disable_log: !self.enable_log && !self.detached,
             resources,
+            mounts_from: self.mounts_from.unwrap_or_default(),
+            profiles: self.profiles,
             ..NewJob::default()
         };
         let (controller, app) = (context.controller()?, context.app()?);

@@ -5,6 +5,7 @@ use std::{
 
 use api::{
     Controller,
+    dry_run::Trial,
     wire::{Job, NewScaleRequest},
 };
 use types::{
@@ -15,6 +16,7 @@ use types::{
 use super::ps::{type_of, waiting};
 use crate::{
     context::Context,
+    dry_run,
     events::{Follower, Next},
     failure::{Failure, Result},
     output,
@@ -39,7 +41,13 @@ use crate::{
   02:28:34.333 ==> web host0-3f656af6-f1e4-4092-aa70-37046236b203 down
   02:28:35.479 ==> worker host0-84f70ca1-8c96-41ef-83a1-78a19db867a3 up
 
-  scale completed in 1.944629s")]
+  scale completed in 1.944629s
+
+  $ flynn scale --dry-run web=8
+  Dry run: nothing was changed.
+    start 6 web on host0
+    7 jobs go on
+  It fits.")]
 pub struct Args {
     /// Do not wait until the jobs have followed
     #[arg(short, long)]
@@ -53,8 +61,10 @@ pub struct Args {
     /// How many seconds to wait
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     timeout: u64,
-    /// Print the scale as JSON
-    #[arg(long, conflicts_with = "changes")]
+    #[command(flatten)]
+    dry_run: dry_run::Options,
+    /// Print the scale, or a dry run's answer, as JSON
+    #[arg(long)]
     json: bool,
     /// Process types with their counts, such as web=2 or db=1,disk=ssd
     #[arg(value_name = "TYPE=COUNT[,KEY=VALUE...]")]
@@ -93,6 +103,15 @@ impl Args {
         if wanted.is_already(&processes, &tags) {
             eprintln!("requested scale equals current scale, nothing to do!");
             return Ok(());
+        }
+        if self.dry_run.dry_run {
+            let (release, request) = (release.id, wanted.request());
+            let trial = Trial::Scale { release, request };
+            return dry_run::run(controller, app, &trial, self.json).await;
+        }
+        if self.json {
+            return Err(Failure::new("a scale has no JSON form")
+                .with_hint("--json prints the current scale, or with --dry-run what a scale would do"));
         }
         output::print(&format!("scaling {}\n\n", wanted.difference(&processes)));
         let started = Instant::now();

@@ -142,9 +142,20 @@ impl Inner {
 
     /// Makes an event known to all who follow.
     fn happen(&self, state: &mut State, app: &App, object_type: &str, object_id: String, data: Value) {
+        self.happen_to(state, Some(app), object_type, object_id, data);
+    }
+
+    pub fn happen_to(
+        &self,
+        state: &mut State,
+        app: Option<&App>,
+        object_type: &str,
+        object_id: String,
+        data: Value,
+    ) {
         state.count += 1;
         let event: Event = serde_json::from_value(json!({
-            "id": state.count, "app": app.id, "object_type": object_type, "object_id": object_id,
+            "id": state.count, "app": app.map(|app| app.id), "object_type": object_type, "object_id": object_id,
             "data": data, "created_at": state.now(),
         }))
         .unwrap();
@@ -193,7 +204,8 @@ fn router(inner: Arc<Inner>) -> Router {
         .route("/apps/{app}/formations/{release}", get(get_formation))
         .route("/apps/{app}/scale/{release}", put(scale))
         .route("/apps/{app}/jobs", get(jobs).post(run_job))
-        .route("/apps/{app}/jobs/{job}", delete(stop_job))
+        .route("/apps/{app}/jobs/{job}", get(get_job).delete(stop_job))
+        .route("/active-jobs", get(active_jobs))
         .route("/apps/{app}/jobs/{job}/exec", post(exec))
         .route("/apps/{app}/routes", get(routes).post(create_route))
         .route(
@@ -202,6 +214,7 @@ fn router(inner: Arc<Inner>) -> Router {
         )
         .route("/apps/{app}/log", get(streams::log))
         .route("/events", get(streams::events))
+        .merge(crate::operators::routes())
         .layer(from_fn_with_state(inner.clone(), check_key))
         .with_state(inner)
 }
@@ -273,6 +286,14 @@ async fn get_release(Shared(inner): Server, Path(id): Path<String>) -> Fallible<
 }
 
 async fn get_artifact(Shared(inner): Server, Path(id): Path<String>) -> Json<Value> {
+    if let Some(artifact) = inner
+        .lock()
+        .artifacts
+        .iter()
+        .find(|known| known["id"] == json!(id))
+    {
+        return Json(artifact.clone());
+    }
     let created_at = inner.lock().now();
     Json(json!({ "id": id, "type": "flynn", "uri": "http://images.test/x.json", "created_at": created_at }))
 }
@@ -484,6 +505,22 @@ async fn jobs(Shared(inner): Server, Path(app): Path<String>) -> Fallible<Vec<Jo
     let state = inner.lock();
     state.app(&app)?;
     Ok(Json(state.jobs.clone()))
+}
+
+async fn get_job(Shared(inner): Server, Path((app, job)): Path<(String, String)>) -> Fallible<Job> {
+    let state = inner.lock();
+    state.app(&app)?;
+    let found = state
+        .jobs
+        .iter()
+        .find(|known| known.id == job || known.uuid.to_string() == job);
+    found.cloned().map(Json).ok_or(Failure::NotFound)
+}
+
+async fn active_jobs(Shared(inner): Server) -> Json<Vec<Job>> {
+    let state = inner.lock();
+    let active = state.jobs.iter().filter(|job| job.state != types::JobState::Down);
+    Json(active.cloned().collect())
 }
 
 async fn run_job(

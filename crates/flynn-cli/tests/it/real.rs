@@ -10,9 +10,23 @@ use api::{
 use daemon::{Keys, Principal, Shutdown};
 use futures::{StreamExt, stream::BoxStream};
 use serde_json::json;
-use types::AppId;
+use types::{AppId, Digest, Layer};
 
 use crate::{bench::Bench, fake::KEY};
+
+/// What stands for an image's layer; nothing mounts it here.
+const LAYER: &[u8] = b"an erofs image";
+
+fn digest_of_layer() -> Digest {
+    // Of the bytes above: `printf 'an erofs image' | sha256sum`.
+    "8b8b026e3099a13c3f5e659f0ff38006c225aaa0397a63517ba0d7c2bbc14120"
+        .parse()
+        .unwrap()
+}
+
+fn one_chunk(bytes: &'static [u8]) -> impl futures::Stream<Item = std::io::Result<bytes::Bytes>> {
+    futures::stream::iter([Ok(bytes::Bytes::from_static(bytes))])
+}
 
 struct NoLogs;
 
@@ -36,6 +50,7 @@ struct Real {
 impl Real {
     fn start() -> Real {
         let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("layers")).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -57,6 +72,10 @@ impl Real {
                 system_routes: vec![],
                 logs: Arc::new(NoLogs),
                 forget: vec![],
+                discoverd: None,
+                authority: daemon::secrets::Authority::new(directory.path()),
+                archive: None,
+                layers: directory.path().join("layers"),
             };
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
@@ -70,18 +89,37 @@ impl Real {
         }
     }
 
-    /// Gives an app a release with an image and a web process, as a push does.
-    fn push(&self, app: &str) {
-        let endpoint = Endpoint {
+    fn client(&self) -> Client {
+        Client::new(&Endpoint {
             url: self.url.clone(),
             key: KEY.into(),
             trust: Trust::System,
-        };
+        })
+        .unwrap()
+    }
+
+    /// With this as its only cluster.
+    fn bench(&self) -> Bench {
+        let bench = Bench::empty();
+        bench.write_config(&format!(
+            "[[cluster]]\nName = \"real\"\nKey = \"{KEY}\"\nControllerURL = \"{}\"\nGitURL = \"https://git.flynn.test\"\n",
+            self.url
+        ));
+        bench
+    }
+
+    /// Gives an app a release with an image of one layer and a web process, as a push does.
+    fn push(&self, app: &str) {
         self.runtime.block_on(async {
-            let client = Client::new(&endpoint).unwrap();
+            let client = self.client();
+            let layer = Layer::erofs(&digest_of_layer(), LAYER.len() as u64);
+            client
+                .put_layer(&digest_of_layer(), one_chunk(LAYER))
+                .await
+                .unwrap();
             let artifact: NewArtifact = serde_json::from_value(json!({
                 "type": "flynn", "uri": format!("http://images.test/{app}.json"),
-                "manifest": { "_type": types::ImageManifest::MEDIA_TYPE },
+                "manifest": { "_type": types::ImageManifest::MEDIA_TYPE, "rootfs": [{ "layers": [layer] }] },
             }))
             .unwrap();
             let artifact = client.create_artifact(&artifact).await.unwrap();
@@ -130,11 +168,7 @@ fn stable(text: &str) -> String {
 #[test]
 fn the_real_controller_understands_and_is_understood() {
     let real = Real::start();
-    let bench = Bench::empty();
-    bench.write_config(&format!(
-        "[[cluster]]\nName = \"real\"\nKey = \"{KEY}\"\nControllerURL = \"{}\"\nGitURL = \"https://git.flynn.test\"\n",
-        real.url
-    ));
+    let bench = real.bench();
     let mut text = bench.transcript(&["create -r '' shop", "create -r '' shop", "create -r '' Bad_Name"]);
     text.push_str(&bench.transcript(&[
         "-a shop scale",
@@ -166,6 +200,72 @@ fn the_real_controller_understands_and_is_understood() {
         "-a shop release rollback -y",
         "-a shop delete -y",
         "apps",
+    ]));
+    insta::assert_snapshot!(stable(&text));
+}
+
+#[test]
+fn layers_are_kept_by_digest_and_an_app_moves_between_clusters() {
+    let (from, to) = (Real::start(), Real::start());
+    let (here, there) = (from.bench(), to.bench());
+    let mut text = here.transcript(&["create -r '' shop"]);
+    from.push("shop");
+    text.push_str(&here.transcript(&[
+        "-a shop env set A=1",
+        "-a shop route add http www.example.com",
+        "-a shop route add http www.example.com/api/",
+        "-a shop export -f shop.tar",
+    ]));
+    let file = here.directory.join("shop.tar");
+    let file = file.to_str().unwrap();
+    text.push_str(&there.transcript(&[
+        &format!("import --routes -f {file} -n moved"),
+        &format!("import -f {file} -n moved"),
+        "-a moved env",
+        "-a moved route",
+        "-a moved release",
+    ]));
+    insta::assert_snapshot!(stable(&text.replace(file, "shop.tar")));
+    to.runtime.block_on(async {
+        let client = to.client();
+        let found = client.find_layer(&digest_of_layer()).await.unwrap().unwrap();
+        assert_eq!(found.length, LAYER.len() as u64);
+        let error = client
+            .put_layer(&digest_of_layer(), one_chunk(b"something else"))
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("is not that of the bytes"), "{error}");
+        let other: Digest = "0".repeat(64).parse().unwrap();
+        assert!(client.find_layer(&other).await.unwrap().is_none());
+    });
+    let names = std::fs::read_dir(to._directory.path().join("layers")).unwrap();
+    assert_eq!(names.count(), 1, "half a layer was left");
+}
+
+#[test]
+fn the_real_controller_serves_those_who_operate_it() {
+    let real = Real::start();
+    let bench = real.bench();
+    let mut text = bench.transcript(&["create -r '' shop", "why shop"]);
+    real.push("shop");
+    text.push_str(&bench.transcript(&[
+        "-a shop scale -n web=1",
+        "why shop",
+        "-a shop scale --dry-run web=2",
+        "-a shop env set --dry-run A=1",
+        "-a shop route add http --dry-run www.example.com",
+        "-a shop route add http --dry-run http://www.example.com",
+        "-a shop route add tcp --dry-run -p 443",
+        "-a shop scale",
+        "-a shop route",
+        "provider add tiles http://127.0.0.1:1/resources",
+        "provider",
+        "provider add tiles http://127.0.0.1:1/resources",
+        "-a shop resource",
+        "cluster log-sink add syslog syslog://127.0.0.1:5140/ {{.ID}}",
+        "cluster log-sink",
+        "cluster log-sink add syslog nonsense",
+        "-a shop run --profiles kvm -- true",
     ]));
     insta::assert_snapshot!(stable(&text));
 }

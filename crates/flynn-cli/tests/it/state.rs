@@ -42,6 +42,15 @@ pub struct State {
     pub log_queries: Vec<String>,
     /// Bodies of requests that change something, with their paths.
     pub requests: Vec<(String, Value)>,
+    pub artifacts: Vec<Value>,
+    pub providers: Vec<Value>,
+    pub resources: Vec<Value>,
+    pub volumes: Vec<Value>,
+    pub sinks: Vec<Value>,
+    pub hosts: Vec<Value>,
+    pub layers: std::collections::BTreeMap<String, Vec<u8>>,
+    /// What a dry run answers.
+    pub preview: Value,
 }
 
 impl State {

@@ -27,11 +27,14 @@ pub async fn events(
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Result<Response, Failure> {
     let state = inner.lock();
-    let app = state.app(&query["app_id"])?.id;
+    let app = match query.get("app_id") {
+        Some(app) => Some(state.app(app)?.id),
+        None => None,
+    };
     let kinds: Vec<String> = query["object_types"].split(',').map(str::to_owned).collect();
     let matches = move |event: &Event| {
         let kind = serde_json::to_value(event.object_type).unwrap();
-        event.app == Some(app) && kinds.iter().any(|known| kind == *known)
+        (app.is_none() || event.app == app) && kinds.iter().any(|known| kind == *known)
     };
     let since: u64 = query.get("since_id").map_or(u64::MAX, |id| id.parse().unwrap());
     let past: Vec<_> = state

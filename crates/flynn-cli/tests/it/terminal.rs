@@ -125,16 +125,31 @@ fn the_terminal_is_given_back_when_the_connection_breaks() {
 }
 
 #[test]
-fn a_question_at_the_terminal_is_asked_until_it_is_answered() {
+fn a_question_at_the_terminal_is_answered_by_the_apps_name() {
     let fake = Fake::start();
     let bench = Bench::of(&fake);
     fake.deployed_app("shop");
     let mut terminal = Terminal::open(80, 24);
     let mut child = terminal.run(&bench, &["-a", "shop", "delete"]);
-    terminal.wait_for("delete the app \"shop\"? (yes/no): ");
-    terminal.near.write_all(b"maybe\n").unwrap();
-    terminal.wait_for("Please type 'yes' or 'no'");
-    terminal.near.write_all(b"no\n").unwrap();
+    terminal.wait_for("Type shop to go on: ");
+    terminal.near.write_all(b"yes\n").unwrap();
     terminal.wait_for("App deletion aborted.");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_the_original_did_unasked_is_asked_of_people_only() {
+    let fake = Fake::start();
+    let bench = Bench::of(&fake);
+    fake.deployed_app("shop");
+    bench.transcript(&[
+        "provider add tiles http://tiles.test/",
+        "-a shop resource add tiles",
+    ]);
+    let mut terminal = Terminal::open(80, 24);
+    let mut child = terminal.run(&bench, &["-a", "shop", "resource", "remove", "tiles"]);
+    terminal.wait_for("Type shop to go on: ");
+    terminal.near.write_all(b"no\n").unwrap();
+    terminal.wait_for("Nothing was removed.");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
