@@ -253,7 +253,13 @@ fn begin(
     if let Some(taken) = taken {
         for (file, inode) in &files {
             if *inode == taken.inode && is_same(file, taken)? {
-                return Ok(Some((tail(file.try_clone()?, *taken), Lost::Nothing)));
+                // After a power cut a log may end before what was taken of it: the rest never reached
+                // the disk, and what is there was taken.
+                let position = Position {
+                    offset: taken.offset.min(file.metadata()?.len()),
+                    ..*taken
+                };
+                return Ok(Some((tail(file.try_clone()?, position), Lost::Nothing)));
             }
         }
     }
@@ -327,7 +333,7 @@ fn is_same(file: &File, position: &Position) -> io::Result<bool> {
     }
     let mut start = [0; 256];
     let length = file.read_at(&mut start, 0)?;
-    Ok(head_of(&start[..length]) == position.head && file.metadata()?.len() >= position.offset)
+    Ok(head_of(&start[..length]) == position.head)
 }
 
 fn first_line(file: &File) -> Option<u64> {

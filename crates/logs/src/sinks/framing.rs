@@ -162,8 +162,10 @@ impl Framer {
                 out.push(b'\n');
             }
             SyslogFormat::PrefixedNewline => {
-                out.extend_from_slice(&header.prefix);
-                out.push(b' ');
+                if !header.prefix.is_empty() {
+                    out.extend_from_slice(&header.prefix);
+                    out.push(b' ');
+                }
                 out.extend_from_slice(&self.message);
                 out.push(b'\n');
             }

@@ -182,6 +182,20 @@ fn a_reused_inode_is_not_taken_for_the_file_that_had_it() {
 }
 
 #[test]
+fn a_log_that_a_power_cut_made_shorter_is_not_sent_again() {
+    let mut world = World::new();
+    world.write("job.log", 1..9);
+    assert_eq!(world.read(true).split(' ').count(), 8);
+    let file = fs::File::options()
+        .write(true)
+        .open(world.path("job.log"))
+        .unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    world.backlog = backlog();
+    assert_eq!(world.read(true), "");
+}
+
+#[test]
 fn one_chatty_job_does_not_keep_the_others_waiting() {
     let mut world = World::new();
     world.write("chatty.log", 1..100_000);
