@@ -214,3 +214,64 @@ fn every_line_reaches_a_sink_whoever_dies_in_between() -> Result<()> {
     receiver.die();
     cluster.finish()
 }
+
+#[test]
+fn a_sink_that_was_away_for_too_long_is_told_how_much_it_missed() -> Result<()> {
+    // More than the files of one job hold.
+    const LINES: u64 = 1_600_000;
+    let cluster = Cluster::start()?;
+    let listener = cluster.net.within(|| TcpListener::bind("127.0.0.1:0"))?;
+    let port = listener.local_addr()?.port();
+    drop(listener);
+    cluster.api(
+        "POST",
+        "/sinks",
+        Some(&json!({"kind": "syslog", "config": {
+            "url": format!("syslog://127.0.0.1:{port}"), "format": "newline", "structured_data": true,
+        }})),
+    )?;
+    let script = format!(
+        "seq -f 'line %.0f {}' 1 {LINES}; echo all written; exec sleep 1000000",
+        "x".repeat(80)
+    );
+    cluster.app("shop", &[Process::worker(&script)], 1)?;
+    // The job is not held up by a receiver that is not there.
+    cluster.wait("the job to have written everything", || {
+        let last = cluster.flynn(&["-a", "shop", "log", "-n", "1", "-r"])?;
+        Ok(last.contains("all written").then_some(()))
+    })?;
+
+    let listener = cluster.net.within(|| TcpListener::bind(("127.0.0.1", port)))?;
+    let (stream, _) = listener.accept()?;
+    let (mut lost, mut arrived, mut expected) = (0, 0, 1);
+    for message in BufReader::new(stream).lines() {
+        let message = message?;
+        if let Some((_, rest)) = message.split_once("[flynn lost=\"") {
+            let count: u64 = rest.split('"').next().unwrap_or_default().parse()?;
+            lost += count;
+            expected += count;
+        } else if let Some((head, number)) = message.split_once("] line ") {
+            let number: u64 = number.split(' ').next().unwrap_or_default().parse()?;
+            ensure!(number == expected, "line {number} came where {expected} belongs");
+            ensure!(
+                head.ends_with(&format!("seq=\"{number}\"")),
+                "line {number} is numbered {head}"
+            );
+            (arrived, expected) = (arrived + 1, number + 1);
+        } else if message.ends_with("all written") {
+            break;
+        }
+    }
+    ensure!(
+        arrived + lost == LINES,
+        "{arrived} came and {lost} were told to be lost"
+    );
+    ensure!(
+        lost > 0 && arrived > LINES / 2,
+        "{arrived} came, {lost} were lost"
+    );
+    let sinks = cluster.flynn_host(&["log-sink", "list", "--json"])?;
+    let sinks: serde_json::Value = serde_json::from_str(&sinks)?;
+    ensure!(sinks[0]["status"]["lines_lost"] == lost, "{sinks}");
+    cluster.finish()
+}
