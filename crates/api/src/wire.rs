@@ -242,6 +242,12 @@ pub struct NewJob {
     pub disable_log: bool,
     #[serde(default)]
     pub resources: Resources,
+    /// The process type whose volumes the job is to have.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mounts_from: String,
+    /// Devices of the host that the original gave to jobs (`zfs`, `kvm`, `loop`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
     /// Addition, for the platform's own jobs: which type the job is shown as (`slugbuilder`).
     #[serde(rename = "type", default, skip_serializing_if = "String::is_empty")]
     pub process_type: String,
@@ -304,7 +310,7 @@ pub struct AppDeletion {
     #[serde(default)]
     pub deleted_routes: Vec<RouteView>,
     #[serde(default)]
-    pub deleted_resources: Vec<serde_json::Value>,
+    pub deleted_resources: Vec<Arc<types::Resource>>,
     #[serde(default)]
     pub deleted_releases: Vec<Arc<Release>>,
 }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use api::wire;
+use api::{
+    provision::{AppGarbageCollection, AppGarbageCollectionEvent, DomainMigrationEvent, without_keys},
+    wire,
+};
 use state::{State, StateEvent, Subject};
 use types::{Certificate, Event, Job, Route};
 
@@ -12,14 +15,14 @@ pub fn event(state: &State, event: &StateEvent) -> Event {
     let subject = &*event.subject;
     let data = match subject {
         Subject::App { app } => json(app),
-        Subject::AppDeletion { app, releases } => json(&wire::AppDeletionEvent {
+        Subject::AppDeletion { app, releases, error } => json(&wire::AppDeletionEvent {
             app_deletion: Some(wire::AppDeletion {
                 app: app.app.id.to_string(),
                 deleted_routes: app.routes.iter().map(|found| route(state, found)).collect(),
-                deleted_resources: vec![],
+                deleted_resources: app.resources.clone(),
                 deleted_releases: releases.clone(),
             }),
-            error: String::new(),
+            error: error.clone(),
         }),
         Subject::AppRelease { previous, release } => json(&wire::AppRelease {
             prev_release: previous.clone(),
@@ -27,14 +30,37 @@ pub fn event(state: &State, event: &StateEvent) -> Event {
         }),
         Subject::Artifact { artifact } => json(artifact),
         Subject::Release { release } => json(release),
-        Subject::ReleaseDeletion { app, release } => json(&wire::ReleaseDeletionEvent {
+        Subject::ReleaseDeletion {
+            app,
+            release,
+            deleted_files,
+        } => json(&wire::ReleaseDeletionEvent {
             release_deletion: Some(wire::ReleaseDeletion {
                 app: app.to_string(),
                 release: release.id.to_string(),
                 remaining_apps: vec![],
-                deleted_files: vec![],
+                deleted_files: deleted_files.clone(),
             }),
             error: String::new(),
+        }),
+        Subject::AppGarbageCollection {
+            app,
+            deleted_releases,
+        } => json(&AppGarbageCollectionEvent {
+            app_garbage_collection: Some(AppGarbageCollection {
+                app_id: *app,
+                deleted_releases: deleted_releases.clone(),
+            }),
+            error: String::new(),
+        }),
+        Subject::Volume { volume, .. } => json(volume),
+        Subject::Provider { provider } => json(provider),
+        Subject::Resource { resource }
+        | Subject::ResourceDeletion { resource }
+        | Subject::ResourceAppDeletion { resource } => json(resource),
+        Subject::DomainMigration { migration, error } => json(&DomainMigrationEvent {
+            domain_migration: without_keys(migration),
+            error: error.clone(),
         }),
         Subject::ScaleRequest { request } | Subject::ScaleRequestCancelation { request } => json(request),
         Subject::Deployment {
@@ -70,6 +96,7 @@ pub fn event(state: &State, event: &StateEvent) -> Event {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
         }),
+        Subject::ClusterBackup { backup } => json(backup),
         Subject::Job { job } => json(&self::job(state, job)),
         Subject::Sink { sink } | Subject::SinkDeletion { sink } => json(&api::sinks::SinkView::of(sink)),
         Subject::Route { route: found } | Subject::RouteDeletion { route: found } => {

@@ -15,7 +15,7 @@ use routing::feed::{Backend, Certificate, HttpRoute, Route, Service, Snapshot, T
 use state::State;
 use types::{Instance, Job, JobState, RouteKind};
 
-use crate::{Config, Controller, host_job, routers::Connection};
+use crate::{Config, Controller, domain, host_job, routers::Connection};
 
 /// The certificate that serves names without one of their own.
 const CLUSTER_CERTIFICATE: &str = "cluster";
@@ -62,19 +62,28 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
             })
             .collect();
     }
+    let current = domain::current(state, config);
+    let former = domain::former(state, config);
     for system in &config.system_routes {
         let name = format!("flynn-{}", system.subdomain);
-        routes.push(Route::Http(HttpRoute {
-            id: format!("system/{}", system.subdomain),
-            domain: format!("{}.{}", system.subdomain, config.domain),
-            path: "/".into(),
-            port: 0,
-            service: name.clone(),
-            sticky: false,
-            leader: false,
-            drain_backends: false,
-            disable_keep_alives: false,
-            certificate: None,
+        // What the cluster was called before still leads to it.
+        let names = former
+            .iter()
+            .map(|before| (format!("system/{}@{}", system.subdomain, before.name), before));
+        let all = [(format!("system/{}", system.subdomain), &current)].into_iter().chain(names);
+        routes.extend(all.map(|(id, domain)| {
+            Route::Http(HttpRoute {
+                id,
+                domain: format!("{}.{}", system.subdomain, domain.name),
+                path: "/".into(),
+                port: 0,
+                service: name.clone(),
+                sticky: false,
+                leader: false,
+                drain_backends: false,
+                disable_keep_alives: false,
+                certificate: None,
+            })
         }));
         let backend = Backend {
             id: name.clone(),
@@ -105,15 +114,19 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
             key: certificate.key.clone(),
         })
         .collect();
-    certificates.push(Certificate {
-        id: CLUSTER_CERTIFICATE.into(),
-        domains: vec![config.domain.clone(), format!("*.{}", config.domain)],
-        cert: config.cert.clone(),
-        key: config.cert_key.clone(),
-    });
+    let of_domain = |id: String, domain: &domain::Domain| Certificate {
+        id,
+        domains: vec![domain.name.clone(), format!("*.{}", domain.name)],
+        cert: domain.tls.cert.clone(),
+        key: domain.tls.key.clone(),
+    };
+    certificates.push(of_domain(CLUSTER_CERTIFICATE.into(), &current));
+    for before in former.iter().filter(|before| !before.tls.cert.is_empty()) {
+        certificates.push(of_domain(format!("{CLUSTER_CERTIFICATE}@{}", before.name), before));
+    }
     Snapshot {
         generation: first_generation(state.revision),
-        domain: config.domain.clone(),
+        domain: current.name,
         sticky_key: sticky_key.to_owned(),
         default_certificate: Some(CLUSTER_CERTIFICATE.into()),
         routes,
@@ -208,6 +221,10 @@ const fn first_generation(revision: u64) -> u64 {
 /// What turns `old` into `new`, in an order in which nothing is ever missing: certificates and
 /// services before the routes that name them, removals last.
 pub fn difference(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
+    if old.domain != new.domain {
+        // No smaller update says this.
+        return vec![Update::Snapshot(new.clone())];
+    }
     let mut last = new.generation;
     let mut next = || {
         last += 1;
@@ -346,12 +363,23 @@ fn services(state: &State) -> Vec<ServiceView> {
             .map(|found| found.instance)
             .collect();
         ServiceView {
+            row: state.services.get(&name).cloned(),
             name,
             leader: healthy.first().map(|first| first.id.clone()),
             instances: healthy,
         }
     };
-    let mut services: Vec<_> = instances(state).into_iter().map(view).collect();
+    let running = instances(state);
+    let known = state.services.values().filter(|row| !running.contains_key(&row.name));
+    let mut services: Vec<_> = known
+        .map(|row| ServiceView {
+            name: row.name.clone(),
+            leader: None,
+            instances: vec![],
+            row: Some(row.clone()),
+        })
+        .collect();
+    services.extend(running.into_iter().map(view));
     let hosts = state
         .hosts
         .values()
@@ -372,6 +400,7 @@ fn services(state: &State) -> Vec<ServiceView> {
         name: "flynn-host".into(),
         leader: hosts.first().map(|first| first.id.clone()),
         instances: hosts,
+        row: None,
     });
     services
 }

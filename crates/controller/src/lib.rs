@@ -14,8 +14,11 @@
 
 mod assignments;
 mod attach;
+pub mod backup;
 mod cleanup;
+mod domain;
 mod drain;
+mod event_cache;
 mod event_view;
 mod feed;
 mod host_job;
@@ -23,6 +26,8 @@ mod hosts;
 mod http;
 mod names;
 mod planner;
+mod providers;
+mod preview;
 mod routers;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -65,6 +70,14 @@ pub struct Config {
     pub system_routes: Vec<SystemRoute>,
     pub logs: Arc<dyn LogSource>,
     pub forget: Vec<Arc<dyn Forget>>,
+    /// Discovery's API, by which providers that are services of the cluster are found.
+    pub discoverd: Option<api::Endpoint>,
+    /// Makes the certificates of domains that the cluster migrates to.
+    pub authority: daemon::secrets::Authority,
+    /// Packs what a backup needs beside the state.
+    pub archive: Option<Arc<dyn backup::Archive>>,
+    /// Where layers are, `DIGEST.erofs` each.
+    pub layers: std::path::PathBuf,
 }
 
 /// What all handlers and loops share.
@@ -74,15 +87,22 @@ pub struct Controller {
     config: Arc<Config>,
     hosts: Arc<hosts::Liveness>,
     routers: Arc<routers::Routers>,
+    providers: Arc<providers::Providers>,
+    events: Arc<event_cache::EventCache>,
+    /// Where changes go that are only tried: to a copy of the state instead of the store.
+    copy: Option<Arc<std::sync::Mutex<State>>>,
 }
 
 impl Controller {
     pub fn new(store: Store, config: Config) -> Self {
         Controller {
             store,
+            providers: Arc::new(providers::Providers::new(config.discoverd.clone())),
+            events: Arc::default(),
             config: Arc::new(config),
             hosts: Arc::default(),
             routers: Arc::new(routers::Routers::new(daemon::now())),
+            copy: None,
         }
     }
 
@@ -93,6 +113,7 @@ impl Controller {
             tokio::spawn(drain::run(self.clone(), shutdown.clone())),
             tokio::spawn(hosts::run(self.clone(), shutdown.clone())),
             tokio::spawn(cleanup::run(self.clone(), shutdown.clone())),
+            tokio::spawn(domain::run(self.clone(), shutdown.clone())),
         ];
         let router = http::router(self);
         daemon::server::serve(listener, router, shutdown).await;
@@ -102,7 +123,19 @@ impl Controller {
     }
 
     fn state(&self) -> Arc<State> {
-        self.store.read().state
+        match &self.copy {
+            None => self.store.read().state,
+            Some(copy) => Arc::new(copy.lock().expect("no panic while held").clone()),
+        }
+    }
+
+    /// A controller for whose handlers everything is as it is now, and whose changes nobody sees.
+    fn on_a_copy(&self) -> Controller {
+        let copy = State::clone(&self.state());
+        Controller {
+            copy: Some(Arc::new(std::sync::Mutex::new(copy))),
+            ..self.clone()
+        }
     }
 
     /// Proposes a change, stamped with this machine's time.
@@ -111,6 +144,9 @@ impl Controller {
             at: daemon::now(),
             change,
         };
+        if let Some(copy) = &self.copy {
+            return write_to(copy, command);
+        }
         match self.store.write(command).await {
             Ok(Ok(applied)) => Ok(applied),
             Ok(Err(rejection)) => Err(http::error::of_rejection(rejection)),
@@ -122,4 +158,10 @@ impl Controller {
     fn changes(&self) -> watch::Receiver<store::View<State>> {
         self.store.watch()
     }
+}
+
+fn write_to(copy: &std::sync::Mutex<State>, command: Command) -> Result<state::Applied, api::Error> {
+    let mut copy = copy.lock().expect("no panic while held");
+    let index = copy.revision + 1;
+    copy.apply(index, command).map_err(http::error::of_rejection)
 }

@@ -1,12 +1,14 @@
 //! The cluster's keys, its certificate authority and its certificate, made once and kept.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+
+use types::TlsCert;
 
 use crate::{
     auth::{Keys, Principal},
@@ -100,17 +102,87 @@ fn tls_files(directory: &Path, domain: &str) -> Result<TlsFiles> {
     {
         return Ok(TlsFiles { ca_cert, cert, key });
     }
+    let made = sign(ca_cert, ca_key, domain)?;
+    write("cluster.key", &made.key, 0o600)?;
+    write("cluster.pem", &made.cert, 0o644)?;
+    write("cluster.domain", domain, 0o600)?;
+    Ok(made)
+}
+
+fn sign(ca_cert: String, ca_key: KeyPair, domain: &str) -> Result<TlsFiles> {
     let issuer = Issuer::from_ca_cert_pem(&ca_cert, ca_key).context("ca.pem is damaged")?;
     let key = KeyPair::generate()?;
     let cert = leaf_params(domain)?.signed_by(&key, &issuer)?.pem();
-    write("cluster.key", &key.serialize_pem(), 0o600)?;
-    write("cluster.pem", &cert, 0o644)?;
-    write("cluster.domain", domain, 0o600)?;
     Ok(TlsFiles {
         ca_cert,
         cert,
         key: key.serialize_pem(),
     })
+}
+
+/// The cluster's certificate authority, and the domain that its certificate is for.
+#[derive(Debug, Clone)]
+pub struct Authority {
+    directory: PathBuf,
+}
+
+impl Authority {
+    /// That of the secrets in `directory`.
+    pub fn new(directory: &Path) -> Authority {
+        Authority {
+            directory: directory.to_owned(),
+        }
+    }
+
+    /// Makes a certificate for a domain and everything one level below it, and keeps none of it.
+    pub fn issue(&self, domain: &str) -> Result<TlsCert> {
+        let read = |name: &str| {
+            let text = files::read_if_exists(&self.directory.join(name))?;
+            text.with_context(|| format!("there is no {name} in {}", self.directory.display()))
+        };
+        let ca_key = KeyPair::from_pem(&read("ca.key")?).context("ca.key is damaged")?;
+        let made = sign(read("ca.pem")?, ca_key, domain)?;
+        Ok(TlsCert {
+            ca_cert: made.ca_cert,
+            cert: made.cert,
+            pin: String::new(),
+            key: made.key,
+        })
+    }
+
+    /// Makes `domain` the one that this host starts with, whichever of the `former` ones it is
+    /// configured with. Repeating it changes nothing.
+    pub fn adopt(&self, domain: &str, former: &[String], tls: &TlsCert) -> Result<()> {
+        let names = [&[domain.to_owned()], former].concat().join("\n");
+        let known = files::read_if_exists(&self.directory.join("domains"))?;
+        let cert = files::read_if_exists(&self.directory.join("cluster.pem"))?;
+        if known.as_deref() == Some(&names) && cert.as_deref() == Some(&tls.cert) {
+            return Ok(());
+        }
+        let write = |name: &str, text: &str, mode| {
+            files::write_atomic(&self.directory.join(name), text.as_bytes(), mode)
+                .with_context(|| format!("cannot write {name} in {}", self.directory.display()))
+        };
+        files::create_private_dir(&self.directory)
+            .with_context(|| format!("cannot make {}", self.directory.display()))?;
+        let lock = std::fs::File::create(self.directory.join("lock"))
+            .context("cannot make the lock of the secrets")?;
+        lock.lock().context("cannot lock the secrets")?;
+        write("cluster.key", &tls.key, 0o600)?;
+        write("cluster.pem", &tls.cert, 0o644)?;
+        write("cluster.domain", domain, 0o600)?;
+        // Last: who is stopped before it starts with the old domain and does all of this again.
+        write("domains", &names, 0o600)
+    }
+
+    /// The domain to start with: what a configured one has become by migrations.
+    pub fn domain(&self, configured: &str) -> Result<String> {
+        let names = files::read_if_exists(&self.directory.join("domains"))?.unwrap_or_default();
+        let mut names = names.lines();
+        let current = names.next();
+        let is_former = names.any(|former| former == configured);
+        Ok(current.filter(|_| is_former).unwrap_or(configured).to_owned())
+    }
 }
 
 /// The original's names and its five years; keys are P-256 instead of RSA, which signs faster.
@@ -160,6 +232,24 @@ mod tests {
         });
         assert_eq!(one.internal_key, other.internal_key);
         assert_eq!(one.tls.cert, other.tls.cert);
+    }
+
+    #[test]
+    fn a_migrated_domain_is_what_its_former_names_lead_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::new(dir.path());
+        let old = Secrets::open(dir.path(), "old.test").unwrap();
+        assert_eq!(authority.domain("old.test").unwrap(), "old.test");
+        let issued = authority.issue("new.test").unwrap();
+        assert_eq!(issued.ca_cert, old.tls.ca_cert);
+        for _ in 0..2 {
+            authority.adopt("new.test", &["older.test".into(), "old.test".into()], &issued).unwrap();
+        }
+        for configured in ["older.test", "old.test", "new.test"] {
+            assert_eq!(authority.domain(configured).unwrap(), "new.test");
+        }
+        assert_eq!(authority.domain("other.test").unwrap(), "other.test");
+        assert_eq!(Secrets::open(dir.path(), "new.test").unwrap().tls.cert, issued.cert);
     }
 
     #[test]

@@ -128,9 +128,12 @@ impl Config {
             }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let config: Config =
+        let mut config: Config =
             toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
         config.check()?;
+        // Where the cluster was migrated, the file may still have the domain before.
+        let authority = daemon::secrets::Authority::new(&config.state().secrets());
+        config.domain = authority.domain(&config.domain)?;
         Ok(config)
     }
 

@@ -16,6 +16,7 @@ pub async fn run(config: Config) -> Result<()> {
     let shutdown = daemon::shutdown_on_signals()?;
     let state = config.state();
     prepare(&state)?;
+    crate::restore::check_not_under_way(&state)?;
     let secrets = Secrets::open(&state.secrets(), &config.domain)?;
     let host = config.host_id()?;
     let store = controller::Store::open(store::Options::single(state.raft()))
@@ -62,6 +63,14 @@ pub async fn run(config: Config) -> Result<()> {
             ],
             logs: Arc::new(logs.clone()),
             forget: vec![Arc::new(ForgetBuilds { state: state.clone() })],
+            discoverd: Some(Endpoint {
+                url: format!("http://127.0.0.1:{}", config.discoverd_port),
+                key: secrets.internal_key.clone(),
+                trust: Trust::System,
+            }),
+            authority: daemon::secrets::Authority::new(&state.secrets()),
+            archive: Some(Arc::new(crate::backup::Files::new(state.clone()))),
+            layers: state.layers(),
         },
     );
     let agent = agent::Config {

@@ -1,6 +1,6 @@
 //! One command: which part of the state answers for it.
 
-use types::Timestamp;
+use types::{ScaleRequestState, Timestamp};
 
 use crate::{
     State,
@@ -25,6 +25,27 @@ impl State {
             } => self.update_app(at, app, meta, strategy, deploy_timeout),
             Change::DeleteApp { app } => self.delete_app(at, app),
             Change::FinishAppDeletion { app } => self.finish_app_deletion(at, app),
+            Change::FailAppDeletion { app, error } => self.fail_app_deletion(at, app, error),
+            Change::CollectReleases { app } => self.collect_releases_of_app(at, app),
+            Change::CollectArtifacts { before } => {
+                self.collect_artifacts(before);
+                Ok(())
+            }
+            Change::CreateProvider { provider } => self.create_provider(at, provider),
+            Change::PutResource { resource } => self.put_resource(at, resource),
+            Change::AddResourceApp { resource, app } => self.add_resource_app(at, resource, app),
+            Change::RemoveResourceApp { resource, app } => self.remove_resource_app(at, resource, app),
+            Change::DeleteResource { resource } => {
+                self.delete_resource(at, resource);
+                Ok(())
+            }
+            Change::CreateDomainMigration { migration } => self.create_domain_migration(at, migration),
+            Change::FinishDomainMigration { migration, tls_cert } => {
+                self.finish_domain_migration(at, migration, tls_cert)
+            }
+            Change::FailDomainMigration { migration, error } => {
+                self.fail_domain_migration(at, migration, error)
+            }
             Change::CreateArtifact { artifact } => return self.create_artifact(at, artifact),
             Change::CreateRelease { release } => self.create_release(at, release),
             Change::SetAppRelease { app, release } => self.set_app_release(at, app, release),
@@ -46,7 +67,12 @@ impl State {
                 self.formations.remove(&(app, release));
                 Ok(())
             }
-            Change::CompleteScaleRequest { request } => self.complete_scale_request(at, request),
+            Change::CompleteScaleRequest { request } => {
+                self.end_scale_request(at, request, ScaleRequestState::Complete)
+            }
+            Change::CancelScaleRequest { request } => {
+                self.end_scale_request(at, request, ScaleRequestState::Cancelled)
+            }
             Change::CreateDeployment { deployment } => self.create_deployment(at, deployment),
             Change::SetDeploymentStatus {
                 deployment,
@@ -64,12 +90,20 @@ impl State {
             Change::DeleteRoute { app, route } => self.delete_route(at, app, route),
             Change::CreateSink { sink } => self.create_sink(at, sink),
             Change::DeleteSink { sink } => self.delete_sink(at, sink),
+            Change::Service { service, app, change } => self.change_service(service, app, change),
+            Change::PutBackup { backup } => self.put_backup(at, backup),
+            Change::Restore { rows, host } => self.restore(rows, &host),
             Change::PutHost { host } => self.put_host(host),
             Change::SetHostState { host, state } => self.set_host_state(&host, state),
             Change::RemoveHost { host } => {
                 self.hosts.remove(&host);
+                self.forget_volumes_on(at, &host);
                 Ok(())
             }
+            Change::PutVolume { volume } => self.put_volume(at, volume),
+            Change::DecommissionVolume { app, volume } => self.decommission_volume(at, app, volume),
+            Change::DestroyVolume { volume } => self.destroy_volume(at, volume),
+            Change::Volume { host, volume, report } => self.report_volume(at, &host, volume, report),
             Change::All { changes } => {
                 for change in changes {
                     // What is refused was overtaken by another change; the next plan knows.
@@ -82,5 +116,9 @@ impl State {
     }
 }
 
+#[cfg(test)]
+mod collecting;
+#[cfg(test)]
+mod resources;
 #[cfg(test)]
 mod tests;

@@ -111,6 +111,8 @@ impl State {
                 app: App::clone(&app),
                 routes,
                 at,
+                resources: vec![],
+                error: String::new(),
             }),
         );
         Ok(())
@@ -124,16 +126,20 @@ impl State {
         if self.jobs_of(id).any(|job| job.state != JobState::Down) {
             return Err(Rejection::conflict("the app still has jobs that have not ended"));
         }
+        if self.resources_only_of(id).next().is_some() {
+            return Err(Rejection::conflict(
+                "the app's resources are still with their providers",
+            ));
+        }
         self.deleted_apps.remove(&id);
+        self.remove_services_of(id);
+        self.destroy_volumes_of(at, id)?;
         let jobs: Vec<_> = self.jobs_of(id).map(|job| job.id).collect();
         for job in jobs {
             self.jobs.remove(&job);
             self.jobs_by_app.remove(&(id, job));
         }
-        let releases: Vec<_> = self.releases_of(id).cloned().collect();
-        for release in &releases {
-            self.releases.remove(&release.id);
-        }
+        self.leave_resources(at, id)?;
         let deployments: Vec<_> = self
             .deployments
             .values()
@@ -143,12 +149,28 @@ impl State {
         for deployment in deployments {
             self.deployments.remove(&deployment);
         }
-        self.remove_unused_artifacts(
-            releases
-                .iter()
-                .flat_map(|release| release.artifacts.iter().copied()),
-        );
-        self.emit(at, Some(id), Subject::AppDeletion { app, releases });
+        let releases = self.remove_releases_of(at, id);
+        let error = String::new();
+        self.emit(at, Some(id), Subject::AppDeletion { app, releases, error });
+        Ok(())
+    }
+
+    /// Says why a deletion does not get on. It goes on all the same, so the same reason is told once.
+    pub(crate) fn fail_app_deletion(
+        &mut self,
+        at: Timestamp,
+        id: AppId,
+        error: String,
+    ) -> Result<(), Rejection> {
+        let Some(found) = self.deleted_apps.get(&id).filter(|found| found.error != error) else {
+            return Ok(());
+        };
+        let mut deleted = DeletedApp::clone(found);
+        deleted.error = error.clone();
+        let app = Arc::new(deleted);
+        self.deleted_apps.insert(id, app.clone());
+        let releases = vec![];
+        self.emit(at, Some(id), Subject::AppDeletion { app, releases, error });
         Ok(())
     }
 

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use types::{
-    App, AppId, Artifact, ArtifactId, Certificate, Deployment, DeploymentId, DeploymentStatus, Exit, Host,
-    HostId, HostState, Job, JobId, Processes, Release, ReleaseId, Route, RouteId, ScaleRequestId, StopReason,
-    Strategy, Tags, Timestamp,
+    App, AppId, Artifact, ArtifactId, Certificate, Deployment, DeploymentId, DeploymentStatus,
+    DomainMigration, DomainMigrationId, Exit, Host, HostId, HostState, Job, JobId, Processes, Provider,
+    Release, ReleaseId, Resource, ResourceId, Route, RouteId, ScaleRequestId, StopReason, Strategy, Tags,
+    Timestamp, TlsCert,
 };
 
 /// A change with the time at which it was proposed.
@@ -41,6 +42,11 @@ pub enum Change {
     FinishAppDeletion {
         app: AppId,
     },
+    /// Why a deletion does not get on; it is tried again.
+    FailAppDeletion {
+        app: AppId,
+        error: String,
+    },
 
     /// Gives the artifact that is there already when the uri is known.
     CreateArtifact {
@@ -56,6 +62,15 @@ pub enum Change {
     DeleteRelease {
         app: AppId,
         release: ReleaseId,
+    },
+
+    /// Deletes releases that the app's metadata want no longer kept.
+    CollectReleases {
+        app: AppId,
+    },
+    /// Removes the platform's own artifacts that nothing needs and nobody asked for since.
+    CollectArtifacts {
+        before: Timestamp,
     },
 
     /// A user's change of a formation, followed by a scale request.
@@ -80,6 +95,9 @@ pub enum Change {
         release: ReleaseId,
     },
     CompleteScaleRequest {
+        request: ScaleRequestId,
+    },
+    CancelScaleRequest {
         request: ScaleRequestId,
     },
 
@@ -123,11 +141,61 @@ pub enum Change {
         route: RouteId,
     },
 
+    CreateProvider {
+        provider: Provider,
+    },
+    /// Creates it, or replaces what is known of it. Its provider has made it already.
+    PutResource {
+        resource: Resource,
+    },
+    AddResourceApp {
+        resource: ResourceId,
+        app: AppId,
+    },
+    RemoveResourceApp {
+        resource: ResourceId,
+        app: AppId,
+    },
+    /// Its provider has removed it already.
+    DeleteResource {
+        resource: ResourceId,
+    },
+
+    CreateDomainMigration {
+        migration: DomainMigration,
+    },
+    FinishDomainMigration {
+        migration: DomainMigrationId,
+        tls_cert: TlsCert,
+    },
+    FailDomainMigration {
+        migration: DomainMigrationId,
+        error: String,
+    },
+
     CreateSink {
         sink: types::Sink,
     },
     DeleteSink {
         sink: types::SinkId,
+    },
+
+    /// What is known of a service beside its instances; `app` is the one whose job asked for it.
+    Service {
+        service: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        app: Option<AppId>,
+        change: types::ServiceChange,
+    },
+
+    /// How far a backup of the cluster has come.
+    PutBackup {
+        backup: types::ClusterBackup,
+    },
+    /// Rows of another cluster's state ([`crate::pieces`]), for a host that took over its files.
+    Restore {
+        rows: serde_json::Value,
+        host: HostId,
     },
 
     PutHost {
@@ -139,6 +207,25 @@ pub enum Change {
     },
     RemoveHost {
         host: HostId,
+    },
+
+    /// As somebody outside the scheduler writes it.
+    PutVolume {
+        volume: types::Volume,
+    },
+    DecommissionVolume {
+        app: AppId,
+        volume: types::VolumeId,
+    },
+    /// Refused while a job has it.
+    DestroyVolume {
+        volume: types::VolumeId,
+    },
+    /// What a host says of a volume.
+    Volume {
+        host: HostId,
+        volume: types::VolumeId,
+        report: crate::VolumeReport,
     },
 
     /// All in order; what is refused is left out and the rest goes on. For plans, whose parts do not
@@ -155,6 +242,12 @@ pub enum JobChange {
     /// Pending to starting.
     Place {
         host: HostId,
+        /// What it gets, all on this host.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        volumes: Vec<types::VolumeId>,
+        /// The rows of those that are new.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        new_volumes: Vec<types::Volume>,
     },
     /// Why it is pending; empty for no reason.
     Wait {
@@ -197,6 +290,9 @@ pub enum Rejection {
     Exists { message: String },
     #[error("{message}")]
     Conflict { message: String },
+    /// It was made from a value that is not the current one any more.
+    #[error("{message}")]
+    Stale { message: String },
     #[error("{message}")]
     Invalid { field: &'static str, message: String },
 }

@@ -56,6 +56,7 @@ impl State {
         self.forget_old_deployments(app.id);
         if status == DeploymentStatus::Complete {
             self.set_app_release(at, app.id, new_release)?;
+            self.collect_releases_after_deployment(at, app.id);
         }
         Ok(())
     }
@@ -90,6 +91,9 @@ impl State {
                 error,
             },
         );
+        if status == DeploymentStatus::Complete {
+            self.collect_releases_after_deployment(at, app);
+        }
         Ok(())
     }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use types::{
-    App, AppId, Artifact, Deployment, DeploymentStatus, Job, JobState, ObjectType, Release, Route,
-    ScaleRequest, Timestamp,
+    App, AppId, Artifact, Deployment, DeploymentStatus, DomainMigration, Job, JobState, ObjectType, Provider,
+    Release, ReleaseId, Resource, Route, ScaleRequest, Timestamp,
 };
 
 use crate::State;
@@ -25,6 +25,12 @@ pub struct DeletedApp {
     pub app: App,
     pub routes: Vec<Arc<Route>>,
     pub at: Timestamp,
+    /// What its providers have taken back so far.
+    #[serde(default)]
+    pub resources: Vec<Arc<Resource>>,
+    /// Why the deletion did not get on when it was last tried.
+    #[serde(default)]
+    pub error: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +42,9 @@ pub enum Subject {
     AppDeletion {
         app: Arc<DeletedApp>,
         releases: Vec<Arc<Release>>,
+        /// Not empty where the deletion could not be finished and is tried again.
+        #[serde(default)]
+        error: String,
     },
     AppRelease {
         previous: Option<Arc<Release>>,
@@ -50,6 +59,28 @@ pub enum Subject {
     ReleaseDeletion {
         app: AppId,
         release: Arc<Release>,
+        #[serde(default)]
+        deleted_files: Vec<String>,
+    },
+    AppGarbageCollection {
+        app: AppId,
+        deleted_releases: Vec<ReleaseId>,
+    },
+    Provider {
+        provider: Arc<Provider>,
+    },
+    Resource {
+        resource: Arc<Resource>,
+    },
+    ResourceDeletion {
+        resource: Arc<Resource>,
+    },
+    ResourceAppDeletion {
+        resource: Arc<Resource>,
+    },
+    DomainMigration {
+        migration: Arc<DomainMigration>,
+        error: String,
     },
     ScaleRequest {
         request: Arc<ScaleRequest>,
@@ -77,6 +108,12 @@ pub enum Subject {
     RouteDeletion {
         route: Arc<Route>,
     },
+    ClusterBackup {
+        backup: Arc<types::ClusterBackup>,
+    },
+    Volume {
+        volume: Arc<types::Volume>,
+    },
     Sink {
         sink: Arc<types::Sink>,
     },
@@ -94,12 +131,20 @@ impl Subject {
             Subject::Artifact { .. } => ObjectType::Artifact,
             Subject::Release { .. } => ObjectType::Release,
             Subject::ReleaseDeletion { .. } => ObjectType::ReleaseDeletion,
+            Subject::AppGarbageCollection { .. } => ObjectType::AppGarbageCollection,
+            Subject::Provider { .. } => ObjectType::Provider,
+            Subject::Resource { .. } => ObjectType::Resource,
+            Subject::ResourceDeletion { .. } => ObjectType::ResourceDeletion,
+            Subject::ResourceAppDeletion { .. } => ObjectType::ResourceAppDeletion,
+            Subject::DomainMigration { .. } => ObjectType::DomainMigration,
             Subject::ScaleRequest { .. } => ObjectType::ScaleRequest,
             Subject::ScaleRequestCancelation { .. } => ObjectType::ScaleRequestCancelation,
             Subject::Deployment { .. } | Subject::DeploymentJob { .. } => ObjectType::Deployment,
             Subject::Job { .. } => ObjectType::Job,
             Subject::Route { .. } => ObjectType::Route,
             Subject::RouteDeletion { .. } => ObjectType::RouteDeletion,
+            Subject::ClusterBackup { .. } => ObjectType::ClusterBackup,
+            Subject::Volume { .. } => ObjectType::Volume,
             Subject::Sink { .. } => ObjectType::Sink,
             Subject::SinkDeletion { .. } => ObjectType::SinkDeletion,
         }
@@ -112,6 +157,13 @@ impl Subject {
             Subject::AppRelease { release, .. } | Subject::Release { release } => release.id.to_string(),
             Subject::Artifact { artifact } => artifact.id.to_string(),
             Subject::ReleaseDeletion { release, .. } => release.id.to_string(),
+            Subject::AppGarbageCollection { app, .. } => app.to_string(),
+            Subject::Provider { provider } => provider.id.to_string(),
+            Subject::Resource { resource }
+            | Subject::ResourceDeletion { resource }
+            | Subject::ResourceAppDeletion { resource } => resource.id.to_string(),
+            Subject::DomainMigration { migration, .. } => migration.id.to_string(),
+            Subject::ClusterBackup { backup } => backup.id.to_string(),
             Subject::ScaleRequest { request } | Subject::ScaleRequestCancelation { request } => {
                 request.id.to_string()
             }
@@ -119,6 +171,7 @@ impl Subject {
                 deployment.id.to_string()
             }
             Subject::Job { job } => job.id.to_string(),
+            Subject::Volume { volume } => volume.id.to_string(),
             Subject::Route { route } | Subject::RouteDeletion { route } => route.formatted_id(),
             Subject::Sink { sink } | Subject::SinkDeletion { sink } => sink.id.to_string(),
         }
@@ -142,6 +195,7 @@ impl State {
     /// Events after `id`, oldest first.
     pub fn events_since(&self, id: u64) -> impl Iterator<Item = &StateEvent> {
         let missed = self.last_event.saturating_sub(id).min(self.events.len() as u64) as usize;
-        self.events.iter().skip(self.events.len() - missed)
+        // By index: an iterator would walk over all that it skips, for every stream at every change.
+        (self.events.len() - missed..self.events.len()).filter_map(|index| self.events.get(index))
     }
 }

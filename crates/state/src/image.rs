@@ -6,9 +6,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use types::{App, Artifact, Certificate, Deployment, Formation, Host, Job, Release, Route, ScaleRequest};
+use types::{
+    App, Artifact, ArtifactId, Certificate, Deployment, DomainMigration, Formation, Host, Job, Provider,
+    Release, Resource, Route, ScaleRequest, Timestamp,
+};
 
-use crate::{DeletedApp, State, StateEvent};
+use crate::{DeletedApp, DeletedRelease, State, StateEvent};
 
 #[derive(Debug, thiserror::Error)]
 #[error("the snapshot cannot be read or written: {0}")]
@@ -27,8 +30,16 @@ struct Image {
     routes: Vec<Arc<Route>>,
     certificates: Vec<Arc<Certificate>>,
     hosts: Vec<Arc<Host>>,
+    volumes: Vec<Arc<types::Volume>>,
     sinks: Vec<Arc<types::Sink>>,
+    services: Vec<Arc<types::ServiceRow>>,
     deleted_apps: Vec<Arc<DeletedApp>>,
+    deleted_releases: Vec<Arc<DeletedRelease>>,
+    providers: Vec<Arc<Provider>>,
+    resources: Vec<Arc<Resource>>,
+    domain_migrations: Vec<Arc<DomainMigration>>,
+    named_artifacts: Vec<(ArtifactId, Timestamp)>,
+    last_backup: Option<Arc<types::ClusterBackup>>,
     events: Vec<StateEvent>,
     last_event: u64,
     revision: u64,
@@ -47,8 +58,16 @@ impl State {
             routes: self.routes.values().cloned().collect(),
             certificates: self.certificates.values().cloned().collect(),
             hosts: self.hosts.values().cloned().collect(),
+            volumes: self.volumes.values().cloned().collect(),
             sinks: self.sinks.values().cloned().collect(),
+            services: self.services.values().cloned().collect(),
             deleted_apps: self.deleted_apps.values().cloned().collect(),
+            deleted_releases: self.deleted_releases.values().cloned().collect(),
+            providers: self.providers.values().cloned().collect(),
+            resources: self.resources.values().cloned().collect(),
+            domain_migrations: self.domain_migrations.values().cloned().collect(),
+            named_artifacts: self.named_artifacts.iter().map(|(id, at)| (*id, *at)).collect(),
+            last_backup: self.last_backup.clone(),
             events: self.events.iter().cloned().collect(),
             last_event: self.last_event,
             revision: self.revision,
@@ -84,12 +103,32 @@ impl State {
             routes: image.routes.into_iter().map(|row| (row.id, row)).collect(),
             certificates: image.certificates.into_iter().map(|row| (row.id, row)).collect(),
             sinks: image.sinks.into_iter().map(|row| (row.id, row)).collect(),
+            services: image
+                .services
+                .into_iter()
+                .map(|row| (row.name.clone(), row))
+                .collect(),
             hosts: image.hosts.into_iter().map(|row| (row.id.clone(), row)).collect(),
+            volumes: image.volumes.into_iter().map(|row| (row.id, row)).collect(),
             deleted_apps: image
                 .deleted_apps
                 .into_iter()
                 .map(|row| (row.app.id, row))
                 .collect(),
+            deleted_releases: image
+                .deleted_releases
+                .into_iter()
+                .map(|row| (row.release, row))
+                .collect(),
+            providers: image.providers.into_iter().map(|row| (row.id, row)).collect(),
+            resources: image.resources.into_iter().map(|row| (row.id, row)).collect(),
+            domain_migrations: image
+                .domain_migrations
+                .into_iter()
+                .map(|row| (row.id, row))
+                .collect(),
+            named_artifacts: image.named_artifacts.into_iter().collect(),
+            last_backup: image.last_backup,
             events: image.events.into_iter().collect(),
             last_event: image.last_event,
             revision: image.revision,

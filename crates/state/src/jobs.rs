@@ -16,8 +16,24 @@ impl State {
         if self.jobs.contains_key(&job.id) {
             return Ok(());
         }
+        // A one-off job may run a release of another app, and images of none.
+        if let Some(release) = job.release
+            && (!self.releases.contains_key(&release) || self.deleted_releases.contains_key(&release))
+        {
+            let message = format!("could not find release with ID {release}");
+            return Err(Rejection::invalid("", message));
+        }
+        let images = job.one_off.iter().flat_map(|one_off| &one_off.artifacts);
+        if let Some(missing) = images.into_iter().find(|id| !self.artifacts.contains_key(*id)) {
+            let message = format!("could not find artifact with ID {missing}");
+            return Err(Rejection::invalid("artifacts", message));
+        }
         self.jobs_by_app.insert((job.app, job.id));
+        let (app, has_ended) = (job.app, job.state == JobState::Down);
         self.put_job(at, job);
+        if has_ended {
+            self.forget_old_jobs(app);
+        }
         Ok(())
     }
 
@@ -27,6 +43,17 @@ impl State {
         id: JobId,
         change: JobChange,
     ) -> Result<(), Rejection> {
+        match change {
+            JobChange::Place {
+                host,
+                volumes,
+                new_volumes,
+            } => self.place_job(at, id, host, volumes, new_volumes),
+            change => self.move_job(at, id, change),
+        }
+    }
+
+    pub(crate) fn move_job(&mut self, at: Timestamp, id: JobId, change: JobChange) -> Result<(), Rejection> {
         let found = self
             .jobs
             .get(&id)
@@ -37,9 +64,14 @@ impl State {
         }
         job.updated_at = at;
         let has_ended = job.state == JobState::Down;
-        let app = job.app;
+        let (app, release) = (job.app, job.release);
+        let ended = has_ended.then(|| job.clone());
         self.put_job(at, job);
-        if has_ended {
+        if let Some(ended) = ended {
+            self.detach_volumes(at, &ended);
+            if let Some(release) = release {
+                self.finish_release_deletion(at, release);
+            }
             self.forget_old_jobs(app);
         }
         Ok(())
@@ -95,8 +127,9 @@ impl State {
 fn move_on(job: &mut Job, at: Timestamp, change: JobChange) -> bool {
     let state = job.state;
     match change {
-        JobChange::Place { host } if state == JobState::Pending => {
+        JobChange::Place { host, volumes, .. } if state == JobState::Pending => {
             job.host = Some(host);
+            job.volumes = volumes;
             job.state = JobState::Starting;
             job.waiting.clear();
             job.run_at = None;

@@ -12,25 +12,36 @@
 
 mod apply;
 mod apps;
+mod backups;
+mod collect;
 mod command;
 mod deployments;
+mod domain;
 mod event;
 mod hosts;
 mod image;
 mod jobs;
 mod releases;
+mod resources;
+mod restore;
 mod routes;
+mod services;
 mod sinks;
+mod volumes;
 
 use imbl::{OrdMap, OrdSet};
 use types::{
-    App, AppId, Artifact, ArtifactId, Certificate, CertificateId, Deployment, DeploymentId, Formation, Host,
-    HostId, Job, JobId, Release, ReleaseId, Route, RouteId, ScaleRequest, ScaleRequestId, Table,
+    App, AppId, Artifact, ArtifactId, Certificate, CertificateId, Deployment, DeploymentId, DomainMigration,
+    DomainMigrationId, Formation, Host, HostId, Job, JobId, Provider, ProviderId, Release, ReleaseId,
+    Resource, ResourceId, Route, RouteId, ScaleRequest, ScaleRequestId, Table, Timestamp,
 };
 
+pub use collect::{ARTIFACT_GRACE, DeletedRelease};
 pub use command::{Applied, Change, Command, JobChange, Outcome, Rejection};
 pub use event::{DeletedApp, StateEvent, Subject};
 pub use image::ImageError;
+pub use restore::pieces;
+pub use volumes::VolumeReport;
 
 /// Events kept for watchers that come back; older ones are gone.
 pub const EVENTS_MAX: usize = 5_000;
@@ -60,9 +71,20 @@ pub struct State {
     pub routes: Table<RouteId, Route>,
     pub certificates: Table<CertificateId, Certificate>,
     pub hosts: Table<HostId, Host>,
+    pub volumes: Table<types::VolumeId, types::Volume>,
     pub sinks: Table<types::SinkId, types::Sink>,
+    /// What is known of services beside their instances.
+    pub services: Table<String, types::ServiceRow>,
     /// Apps whose name is free again while their jobs still end.
     pub deleted_apps: Table<AppId, DeletedApp>,
+    /// Releases that go when their last job has ended.
+    pub deleted_releases: Table<ReleaseId, DeletedRelease>,
+    pub providers: Table<ProviderId, Provider>,
+    pub resources: Table<ResourceId, Resource>,
+    pub domain_migrations: Table<DomainMigrationId, DomainMigration>,
+    /// When an artifact that was there already was last asked for by its uri.
+    pub named_artifacts: OrdMap<ArtifactId, Timestamp>,
+    pub last_backup: Option<std::sync::Arc<types::ClusterBackup>>,
     pub events: imbl::Vector<StateEvent>,
     /// The id of the newest event.
     pub last_event: u64,

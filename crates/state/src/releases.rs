@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use types::{
-    App, AppId, Artifact, ArtifactId, Formation, Processes, Release, ReleaseId, ScaleRequest, ScaleRequestId,
+    App, AppId, Artifact, Formation, Processes, Release, ReleaseId, ScaleRequest, ScaleRequestId,
     ScaleRequestState, Tags, Timestamp,
 };
 
@@ -15,9 +15,11 @@ use crate::{
 
 impl State {
     pub(crate) fn create_artifact(&mut self, at: Timestamp, artifact: Artifact) -> Outcome {
-        if let Some(known) = self.artifact_uris.get(&artifact.uri) {
+        if let Some(known) = self.artifact_uris.get(&artifact.uri).copied() {
+            // Who asks is about to use it, so it must not be taken for unused.
+            self.named_artifacts.insert(known, at);
             return Ok(Applied {
-                artifact: Some(*known),
+                artifact: Some(known),
             });
         }
         let artifact = Arc::new(artifact);
@@ -68,27 +70,6 @@ impl State {
         Ok(())
     }
 
-    pub(crate) fn delete_release(
-        &mut self,
-        at: Timestamp,
-        app: AppId,
-        id: ReleaseId,
-    ) -> Result<(), Rejection> {
-        let release = self.require_release(app, id)?.clone();
-        if self.apps.get(&app).is_some_and(|app| app.release == Some(id)) {
-            return Err(Rejection::invalid("", "cannot delete current app release"));
-        }
-        let deploying = self.unfinished_deployment(app);
-        if deploying.is_some_and(|found| found.new_release == id || found.old_release == Some(id)) {
-            return Err(Rejection::conflict("a deployment of this release is in progress"));
-        }
-        self.formations.remove(&(app, id));
-        self.releases.remove(&id);
-        self.remove_unused_artifacts(release.artifacts.iter().copied());
-        self.emit(at, Some(app), Subject::ReleaseDeletion { app, release });
-        Ok(())
-    }
-
     pub(crate) fn scale(
         &mut self,
         at: Timestamp,
@@ -99,6 +80,9 @@ impl State {
         tags: Option<Tags>,
     ) -> Result<(), Rejection> {
         self.require_app(app)?;
+        if self.scale_requests.contains_key(&id) {
+            return Ok(());
+        }
         let found = self.require_release(app, release)?;
         if found.artifacts.is_empty() {
             return Err(Rejection::invalid("", "release is not deployable"));
@@ -109,7 +93,7 @@ impl State {
             .chain(tags.iter().flat_map(|map| map.keys()));
         let unknown: BTreeSet<_> = named
             .filter(|name| !found.processes.contains_key(*name))
-            .map(|name| format!("{name:?}"))
+            .map(|name| name.as_str())
             .collect();
         if !unknown.is_empty() {
             let list = unknown.into_iter().collect::<Vec<_>>().join(", ");
@@ -141,15 +125,10 @@ impl State {
                     && pending.release == release
                     && pending.state == ScaleRequestState::Pending
             })
-            .cloned()
+            .map(|pending| pending.id)
             .collect();
         for pending in superseded {
-            let mut cancelled = ScaleRequest::clone(&pending);
-            cancelled.state = ScaleRequestState::Cancelled;
-            cancelled.updated_at = at;
-            let request = Arc::new(cancelled);
-            self.scale_requests.insert(request.id, request.clone());
-            self.emit(at, Some(app), Subject::ScaleRequestCancelation { request });
+            self.end_scale_request(at, pending, ScaleRequestState::Cancelled)?;
         }
         self.set_formation(at, app, release, wanted.clone(), new_tags.clone())?;
         let request = Arc::new(ScaleRequest {
@@ -198,10 +177,12 @@ impl State {
         Ok(())
     }
 
-    pub(crate) fn complete_scale_request(
+    /// Completes or cancels a request; one that has ended stays as it is.
+    pub(crate) fn end_scale_request(
         &mut self,
         at: Timestamp,
         id: ScaleRequestId,
+        state: ScaleRequestState,
     ) -> Result<(), Rejection> {
         let Some(pending) = self.scale_requests.get(&id) else {
             return Ok(());
@@ -209,41 +190,25 @@ impl State {
         if pending.state != ScaleRequestState::Pending {
             return Ok(());
         }
-        let mut complete = ScaleRequest::clone(pending);
-        complete.state = ScaleRequestState::Complete;
-        complete.updated_at = at;
-        let request = Arc::new(complete);
+        let mut ended = ScaleRequest::clone(pending);
+        ended.state = state;
+        ended.updated_at = at;
+        let request = Arc::new(ended);
         self.scale_requests.insert(id, request.clone());
-        self.emit(at, Some(request.app), Subject::ScaleRequest { request });
+        let app = request.app;
+        let subject = match state {
+            ScaleRequestState::Cancelled => Subject::ScaleRequestCancelation { request },
+            _ => Subject::ScaleRequest { request },
+        };
+        self.emit(at, Some(app), subject);
         Ok(())
     }
 
     pub(crate) fn require_release(&self, app: AppId, id: ReleaseId) -> Result<&Arc<Release>, Rejection> {
         self.releases
             .get(&id)
-            .filter(|release| release.app_id == app)
+            .filter(|release| release.app_id == app && !self.deleted_releases.contains_key(&id))
             .ok_or_else(|| Rejection::invalid("", format!("could not find release with ID {id}")))
-    }
-
-    /// Removes those of `candidates` that no release names any more.
-    pub(crate) fn remove_unused_artifacts(&mut self, candidates: impl Iterator<Item = ArtifactId>) {
-        let candidates: BTreeSet<_> = candidates.collect();
-        let used: BTreeSet<_> = self
-            .releases
-            .values()
-            .flat_map(|release| release.artifacts.iter().copied())
-            .collect();
-        for id in candidates.difference(&used) {
-            // Images that the platform itself made for apps; others may be named again by their uri.
-            let owned = self
-                .artifacts
-                .get(id)
-                .filter(|artifact| artifact.meta.contains_key("blobstore"));
-            if let Some(artifact) = owned.cloned() {
-                self.artifact_uris.remove(&artifact.uri);
-                self.artifacts.remove(id);
-            }
-        }
     }
 
     fn forget_old_scale_requests(&mut self, app: AppId) {

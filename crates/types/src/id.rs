@@ -49,6 +49,11 @@ uuid_ids! {
     RouteId,
     CertificateId,
     SinkId,
+    VolumeId,
+    ProviderId,
+    ResourceId,
+    DomainMigrationId,
+    BackupId,
     /// The controller's part of a job's id; see [`JobRef`] for the whole.
     JobId,
 }

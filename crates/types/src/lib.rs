@@ -9,7 +9,9 @@
 
 mod app;
 mod artifact;
+mod backup;
 mod deployment;
+mod domain;
 mod event;
 mod formation;
 mod host;
@@ -18,6 +20,7 @@ mod job;
 pub mod logline;
 mod name;
 mod process;
+mod provider;
 mod release;
 mod resources;
 mod route;
@@ -25,27 +28,32 @@ mod service;
 mod sink;
 pub mod sink_template;
 mod time;
+mod volume;
 
 pub use app::{App, DEFAULT_DEPLOY_TIMEOUT_S, META_GC_RELEASES_MAX, Strategy};
 pub use artifact::{Artifact, ArtifactType, Digest, Entrypoint, ImageManifest, Layer, Platform, Rootfs};
+pub use backup::{BackupStatus, ClusterBackup};
 pub use deployment::{Deployment, DeploymentStatus};
+pub use domain::{DomainMigration, TlsCert};
 pub use event::{Event, ObjectType};
 pub use formation::{Formation, Processes, ScaleRequest, ScaleRequestState, Tags};
 pub use host::{Host, HostState};
 pub use id::{
-    AppId, ArtifactId, CertificateId, DeploymentId, HostId, IdError, JobId, JobRef, ReleaseId, RouteId,
-    ScaleRequestId, SinkId,
+    AppId, ArtifactId, BackupId, CertificateId, DeploymentId, DomainMigrationId, HostId, IdError, JobId, JobRef, ProviderId, ReleaseId, ResourceId,
+    RouteId,     ScaleRequestId, SinkId, VolumeId,
 };
 pub use job::{Exit, Job, JobState, Mount, OneOff, StopReason, Tty};
 pub use name::{NameError, check_app_name, check_env_key, check_process_type};
 pub use process::{HealthCheck, Port, PortService, ProcessType, VolumeRequest};
+pub use provider::{Provider, Resource};
 pub use release::Release;
 pub use resources::{ResourceLimit, Resources};
 pub use route::{Certificate, Route, RouteKind};
+pub use service::{Instance, LeaderType, ServiceChange, ServiceMeta, ServiceRow};
 pub use sink::{Sink, SinkError, SyslogFormat, SyslogSinkConfig, SyslogUrl};
-pub use service::{Instance, ServiceMeta};
 pub use time::Timestamp;
 pub use uuid::Uuid;
+pub use volume::{DATA_PATH, VOLUMES_PER_TYPE_MAX, Volume, VolumeState, VolumeType};
 
 /// A table of rows by id that is cheap to clone, as state, snapshots and plans all hold one.
 pub type Table<K, V> = imbl::OrdMap<K, std::sync::Arc<V>>;

@@ -19,7 +19,7 @@ use super::{
     error::Failure,
     find_app, find_app_id,
 };
-use crate::random_name;
+use crate::{domain, random_name};
 
 type Answer = Result<Json<Arc<App>>, Failure>;
 
@@ -63,7 +63,8 @@ pub async fn create(Extract(controller): Shared, request: Request) -> Answer {
             getrandom::fill(&mut random).expect("the kernel has random numbers");
             app.name = random_name(random);
         }
-        let route = default_route(&app, &controller.config.domain);
+        let domain = domain::current(&controller.state(), &controller.config);
+        let route = default_route(&app, &domain.name);
         match controller
             .write(Change::CreateApp {
                 app: app.clone(),
@@ -103,6 +104,13 @@ pub async fn update_meta(Extract(controller): Shared, Path(app): Path<String>, r
 pub async fn delete(Extract(controller): Shared, Path(app): Path<String>) -> Result<(), Failure> {
     let id = find_app_id(&controller.state(), &app)?;
     controller.write(Change::DeleteApp { app: id }).await?;
+    Ok(())
+}
+
+/// Deletes releases beyond what the app's metadata want kept; an event tells which.
+pub async fn collect_garbage(Extract(controller): Shared, Path(app): Path<String>) -> Result<(), Failure> {
+    let id = find_app_id(&controller.state(), &app)?;
+    controller.write(Change::CollectReleases { app: id }).await?;
     Ok(())
 }
 

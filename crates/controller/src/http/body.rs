@@ -3,9 +3,9 @@
 use api::{Code, Error};
 use axum::{
     body::to_bytes,
-    extract::{FromRequest, Request},
+    extract::{FromRequest, FromRequestParts, Query, Request},
 };
-use http::header;
+use http::{header, request::Parts};
 use serde::de::DeserializeOwned;
 
 use super::error::Failure;
@@ -24,6 +24,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         let bytes = read(request).await?;
         let value = serde_json::from_slice(&bytes).map_err(|_| syntax_error())?;
         Ok(Body(value))
+    }
+}
+
+/// What stands behind the `?`, with the contract's error where it makes no sense.
+pub struct Parameters<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let Query(value) = Query::<T>::try_from_uri(&parts.uri)
+            .map_err(|error| Error::invalid(format!("the query is invalid: {}", error.body_text())))?;
+        Ok(Parameters(value))
     }
 }
 

@@ -7,10 +7,38 @@ use axum::{
     Json,
     extract::{Path, State as Extract},
 };
+use serde::Deserialize;
 use state::Change;
 use types::{Deployment, DeploymentId, DeploymentStatus, Processes, Tags, Uuid};
 
 use super::{Shared, body::Body, error::Failure, find_app, find_app_id, parse_id};
+
+/// A release that is none is refused in the original's words.
+pub async fn post(
+    shared: Shared,
+    app: Path<String>,
+    Body(release): Body<AnyRelease>,
+) -> Result<Json<Arc<Deployment>>, Failure> {
+    let release = release.parse()?;
+    create(shared, app, Body(release)).await
+}
+
+/// A body that names a release, or something that is none.
+#[derive(Deserialize)]
+pub struct AnyRelease {
+    #[serde(default)]
+    id: String,
+}
+
+impl AnyRelease {
+    pub fn parse(&self) -> Result<ReleaseRef, Error> {
+        let id = self.id.parse();
+        let unknown = |_| Error::invalid(format!("could not find release with ID {}", self.id));
+        Ok(ReleaseRef {
+            id: id.map_err(unknown)?,
+        })
+    }
+}
 
 pub async fn create(
     Extract(controller): Shared,

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use api::{Error, sse};
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{Path, State as Extract},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use state::{State, StateEvent};
 use types::{AppId, Event, ObjectType};
 
-use super::{Shared, error::Failure, event_stream, find_app_id};
+use super::{Shared, body::Parameters, error::Failure, event_stream, find_app_id, parse_id};
 use crate::{Controller, event_view};
 
 #[derive(Debug, Default, Deserialize)]
@@ -23,38 +23,49 @@ pub struct Filter {
     object_types: Option<String>,
     object_id: Option<String>,
     past: Option<String>,
-    count: Option<usize>,
-    before_id: Option<u64>,
-    since_id: Option<u64>,
+    count: Option<String>,
+    before_id: Option<String>,
+    since_id: Option<String>,
 }
 
-pub async fn get(Extract(controller): Shared, Path(id): Path<u64>) -> Result<Json<Event>, Failure> {
+/// A number that may be left out or empty.
+fn number(name: &str, text: Option<&String>) -> Result<Option<u64>, Error> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    text.parse()
+        .map(Some)
+        .map_err(|_| Error::validation(name, "is invalid"))
+}
+
+pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Result<Json<Event>, Failure> {
+    let id: u64 = parse_id(&id)?;
     let state = controller.state();
-    let found = state
-        .events
-        .iter()
-        .find(|event| event.id == id)
-        .ok_or_else(Error::not_found)?;
+    let found = id.checked_sub(1).and_then(|before| state.events_since(before).next());
+    let found = found.filter(|event| event.id == id).ok_or_else(Error::not_found)?;
     Ok(Json(event_view::event(&state, found)))
 }
 
 /// A list for `Accept: application/json` exactly, a stream for everything else.
 pub async fn list_or_follow(
     Extract(controller): Shared,
-    Query(filter): Query<Filter>,
+    Parameters(filter): Parameters<Filter>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let state = controller.state();
     let wanted = Wanted::new(&state, &filter)?;
+    let count = number("count", filter.count.as_ref())?.map(|count| count as usize);
+    let before_id = number("before_id", filter.before_id.as_ref())?;
+    let since_id = number("since_id", filter.since_id.as_ref())?;
     let accepts_json = headers
         .get(header::ACCEPT)
         .is_some_and(|value| value.as_bytes() == b"application/json");
     if accepts_json {
         let events = state.events.iter().rev().filter(|event| wanted.matches(event));
-        let events = events.filter(|event| filter.before_id.is_none_or(|before| event.id < before));
-        let count = filter.count.unwrap_or(usize::MAX);
+        let events = events.filter(|event| before_id.is_none_or(|before| event.id < before));
+        let events = events.take_while(|event| since_id.is_none_or(|since| event.id > since));
         let list: Vec<_> = events
-            .take(count)
+            .take(count.unwrap_or(usize::MAX))
             .map(|event| event_view::event(&state, event))
             .collect();
         return Ok(Json(list).into_response());
@@ -63,9 +74,9 @@ pub async fn list_or_follow(
         .get("last-event-id")
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
         .filter(|id| *id > 0);
-    let start = match last_seen.or(filter.since_id) {
+    let start = match last_seen.or(since_id) {
         Some(id) => id,
-        None if filter.past.as_deref() == Some("true") => first_of_past(&state, &wanted, filter.count),
+        None if filter.past.as_deref() == Some("true") => first_of_past(&state, &wanted, count),
         None => state.last_event,
     };
     Ok(event_stream(follow(controller, wanted, start)))
@@ -84,8 +95,9 @@ fn first_of_past(state: &State, wanted: &Wanted, count: Option<usize>) -> u64 {
     past.last().map_or(state.last_event, |oldest| oldest.id - 1)
 }
 
-/// Events after `seen`, for ever. A slow reader holds nothing but its own position: it reads from the
-/// kept events, and one that falls behind them is told so and cut off.
+/// Events after `seen`, for ever. A slow reader holds nothing but its own position and a few events
+/// that are being sent: it reads from the kept ones, and if it falls behind them it is told so and cut
+/// off. An id that is yet to come is waited for: the reader heard it from a voter that is ahead.
 fn follow(controller: Controller, wanted: Wanted, seen: u64) -> impl futures::Stream<Item = Bytes> + Send {
     let changes = controller.changes();
     let state = (controller, wanted, seen, changes, VecDeque::<Bytes>::new(), false);
@@ -107,16 +119,31 @@ fn follow(controller: Controller, wanted: Wanted, seen: u64) -> impl futures::St
                         sse::error("events were missed: they are no longer kept; reload and follow again");
                     return Some((gone, (controller, wanted, seen, changes, ready, true)));
                 }
-                for event in state.events_since(seen).filter(|event| wanted.matches(event)) {
-                    ready.push_back(sse::message(&event_view::event(&state, event)));
+                let mut bytes = 0;
+                for event in state.events_since(seen) {
+                    if bytes > READY_BYTES_MAX {
+                        break;
+                    }
+                    seen = event.id;
+                    if wanted.matches(event) {
+                        let message = controller.events.message(&state, event);
+                        bytes += message.len();
+                        ready.push_back(message);
+                    }
                 }
-                seen = seen.max(state.last_event);
                 if ready.is_empty() && changes.changed().await.is_err() {
                     return None;
                 }
             }
         },
     )
+}
+
+/// Made ready for one stream before it has sent them; more are made when these are gone.
+const READY_BYTES_MAX: usize = 64 << 10;
+
+fn has_events(state: &State, app: AppId) -> bool {
+    state.events.iter().any(|event| event.app == Some(app))
 }
 
 struct Wanted {
@@ -130,7 +157,8 @@ impl Wanted {
         let app = match filter.app_id.as_deref().filter(|app| !app.is_empty()) {
             // An app that is being deleted is still followed by its id, to its deletion event.
             Some(app) => match app.parse::<AppId>() {
-                Ok(id) if state.deleted_apps.contains_key(&id) => Some(id),
+                // And after it, for who missed that event.
+                Ok(id) if state.deleted_apps.contains_key(&id) || has_events(state, id) => Some(id),
                 _ => Some(find_app_id(state, app)?),
             },
             None => None,

@@ -8,14 +8,21 @@ use api::{
 };
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{Path, State as Extract},
     response::{IntoResponse, Response},
 };
+use http::{HeaderMap, header};
 use serde::Deserialize;
 use state::{Change, State};
-use types::{AppId, Formation, Processes, ReleaseId, ScaleRequest, ScaleRequestId, ScaleRequestState, Uuid};
+use types::{AppId, Formation, Processes, ReleaseId, ScaleRequest, ScaleRequestId, ScaleRequestState, Timestamp,
+    Uuid};
 
-use super::{Shared, body::Body, error::Failure, find_app_id, parse_id};
+use super::{
+    Shared,
+    body::{Body, Parameters},
+    error::Failure,
+    event_stream, find_app_id, formation_stream, parse_id,
+};
 
 /// Jobs of one type that one request may ask for.
 const COUNT_MAX: u32 = 10_000;
@@ -30,6 +37,8 @@ pub struct Expand {
 pub struct Active {
     #[serde(default)]
     active: Option<String>,
+    #[serde(default)]
+    since: Option<String>,
 }
 
 pub async fn list(
@@ -41,13 +50,25 @@ pub async fn list(
     Ok(Json(state.formations_of(app).cloned().collect()))
 }
 
-/// All formations that want something, with what they refer to.
-pub async fn all(
+/// All formations that want something, with what they refer to; or, for `text/event-stream`, those
+/// that changed since a time, and then every change.
+pub async fn all_or_follow(
     Extract(controller): Shared,
-    Query(query): Query<Active>,
-) -> Result<Json<Vec<ExpandedFormation>>, Failure> {
+    Parameters(query): Parameters<Active>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    if accept.is_some_and(|accept| accept.contains("text/event-stream")) {
+        let since = match query.since.as_deref().filter(|since| !since.is_empty()) {
+            None => Timestamp::from_micros(i64::MIN),
+            Some(text) => text
+                .parse()
+                .map_err(|_| Error::validation("since", "must be a time such as 2026-01-31T12:00:00Z"))?,
+        };
+        return Ok(event_stream(formation_stream::follow(controller, since)));
+    }
     if query.active.as_deref() != Some("true") {
-        return Err(Error::invalid("formations can only be listed with ?active=true").into());
+        return Err(Error::invalid("must either request a stream or only active formations").into());
     }
     let state = controller.state();
     let wanted = state
@@ -57,14 +78,15 @@ pub async fn all(
     Ok(Json(
         wanted
             .filter_map(|formation| expanded(&state, formation))
-            .collect(),
-    ))
+            .collect::<Vec<_>>(),
+    )
+    .into_response())
 }
 
 pub async fn get(
     Extract(controller): Shared,
     Path((app, release)): Path<(String, String)>,
-    Query(query): Query<Expand>,
+    Parameters(query): Parameters<Expand>,
 ) -> Result<Response, Failure> {
     let state = controller.state();
     let (app, release) = (find_app_id(&state, &app)?, parse_id::<ReleaseId>(&release)?);
@@ -109,12 +131,66 @@ pub async fn delete(
     Ok(())
 }
 
+/// A scale request with its id and state is one that was made before, and ends by this: how the
+/// original's scheduler completed them.
+#[derive(Deserialize)]
+pub struct AnyScaleRequest {
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    state: Option<String>,
+    #[serde(flatten)]
+    new: NewScaleRequest,
+}
+
+pub async fn put_scale(
+    shared: Shared,
+    Path((app, release)): Path<(String, String)>,
+    Body(any): Body<AnyScaleRequest>,
+) -> Result<Json<Arc<ScaleRequest>>, Failure> {
+    let Extract(controller) = &shared;
+    let state = match any.state.as_deref() {
+        None | Some("" | "pending") => ScaleRequestState::Pending,
+        Some("complete") => ScaleRequestState::Complete,
+        Some("cancelled") => ScaleRequestState::Cancelled,
+        Some(_) => {
+            let known = "pending cancelled complete";
+            let reason = format!("Enum error. The data must be equal to one of these values [{known}].");
+            return Err(Error::validation("state", reason).into());
+        }
+    };
+    let known = any.id.parse::<ScaleRequestId>().ok().and_then(|id| {
+        let state = controller.state();
+        let (app, release) = ids(&state, &app, &release).ok()?;
+        let found = state.scale_requests.get(&id)?;
+        (found.app == app && found.release == release).then_some(id)
+    });
+    let Some(request) = known else {
+        return scale(shared, Path((app, release)), Body(any.new)).await;
+    };
+    let change = match state {
+        ScaleRequestState::Complete => Some(Change::CompleteScaleRequest { request }),
+        ScaleRequestState::Cancelled => Some(Change::CancelScaleRequest { request }),
+        // The same request again, which changes nothing.
+        ScaleRequestState::Pending => None,
+    };
+    if let Some(change) = change {
+        controller.write(change).await?;
+    }
+    let found = controller.state().scale_requests.get(&request).cloned();
+    Ok(Json(found.ok_or_else(Error::not_found)?))
+}
+
 pub async fn scale(
     Extract(controller): Shared,
     Path((app, release)): Path<(String, String)>,
     Body(new): Body<NewScaleRequest>,
 ) -> Result<Json<Arc<ScaleRequest>>, Failure> {
     let (app, release) = ids(&controller.state(), &app, &release)?;
+    if new.new_processes.is_none() && new.new_tags.is_none() {
+        let message = "scale request must have either processes or tags set";
+        return Err(Error::invalid(message).into());
+    }
     let id = request(&controller, app, release, new.new_processes, new.new_tags).await?;
     let found = controller.state().scale_requests.get(&id).cloned();
     let mut found = ScaleRequest::clone(&*found.ok_or_else(Error::not_found)?);
@@ -152,7 +228,7 @@ fn ids(state: &State, app: &str, release: &str) -> Result<(AppId, ReleaseId), Fa
     Ok((find_app_id(state, app)?, parse_id(release)?))
 }
 
-fn expanded(state: &State, formation: &Formation) -> Option<ExpandedFormation> {
+pub fn expanded(state: &State, formation: &Formation) -> Option<ExpandedFormation> {
     let app = state.apps.get(&formation.app)?.clone();
     let release = state.releases.get(&formation.release)?.clone();
     let artifacts = release

@@ -72,6 +72,10 @@ pub async fn create(
     if !is_own && (!new.mounts.is_empty() || !new.profile.is_empty() || new.host.is_some()) {
         return Err(Error::invalid("mounts, host and profile are for the platform's own jobs").into());
     }
+    if let Some(profile) = new.profiles.first() {
+        let reason = format!("names {profile:?}, and jobs have no devices of their host here");
+        return Err(Error::validation("profiles", reason).into());
+    }
     let job = one_off(&controller.state(), &app, new, wants_attach)?;
     let id = job.id;
     controller.write(Change::CreateJob { job }).await?;
@@ -118,7 +122,7 @@ pub async fn exec(
     Ok(session.answer(controller, upgrade.ok_or_else(upgrade_missing)?, None))
 }
 
-fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> Result<Job, Failure> {
+pub fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> Result<Job, Failure> {
     let app = find_app(state, app)?;
     let release = new.release.or(app.release);
     if let Some(id) = release {
@@ -152,6 +156,7 @@ fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> Resul
     if !new.process_type.is_empty() {
         check_process_type(&new.process_type)?;
     }
+    super::releases::check_resources(&new.resources)?;
     let now = daemon::now();
     let mut meta = new.meta;
     meta.extend(new.host.map(|host| ("flynn-host".to_owned(), host.to_string())));
@@ -162,6 +167,7 @@ fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> Resul
         process_type: new.process_type,
         state: JobState::Pending,
         host: None,
+        volumes: vec![],
         one_off: Some(OneOff {
             args: new.args,
             env: new.env,
@@ -176,6 +182,8 @@ fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> Resul
             resources: new.resources,
             mounts: new.mounts,
             profile: new.profile,
+            volumes: vec![],
+            volumes_from: String::new(),
         }),
         meta,
         run_at: None,

@@ -7,13 +7,13 @@ use api::{
 };
 use axum::{
     body::Body,
-    extract::{Path, Query as Parameters, State as Extract},
+    extract::{Path, State as Extract},
     response::Response,
 };
 use futures::StreamExt;
 use http::{HeaderMap, header};
 
-use super::{Shared, error::Failure, event_stream, find_app_id};
+use super::{Shared, body::Parameters, error::Failure, event_stream, find_app_id};
 
 const LINES_MAX: usize = 10_000;
 

@@ -2,14 +2,23 @@
 
 mod apps;
 mod artifacts;
+mod backup;
 mod body;
+mod cors;
 mod deployments;
+mod docs;
+mod domain;
+mod dry_run;
 pub mod error;
 mod events;
+mod formation_stream;
 mod formations;
 mod internal;
+mod job_update;
 mod jobs;
+mod layers;
 mod log;
+mod providers;
 mod releases;
 mod routes;
 mod sinks;
@@ -39,8 +48,10 @@ pub fn router(controller: Controller) -> Router {
             get(apps::get).post(apps::update).delete(apps::delete),
         )
         .route("/apps/{app}/meta", post(apps::update_meta))
+        .route("/apps/{app}/gc", post(apps::collect_garbage))
+        .route("/apps/{app}/resources", get(providers::resources_of_app))
         .route("/apps/{app}/log", get(log::get))
-        .route("/releases", get(releases::list).post(releases::create))
+        .route("/releases", get(releases::list).post(releases::post))
         .route("/releases/{release}", get(releases::get))
         .route("/apps/{app}/releases", get(releases::list_of_app))
         .route(
@@ -60,13 +71,16 @@ pub fn router(controller: Controller) -> Router {
                 .put(formations::put)
                 .delete(formations::delete),
         )
-        .route("/formations", get(formations::all))
-        .route("/apps/{app}/scale/{release}", put(formations::scale))
-        .route("/apps/{app}/deploy", post(deployments::create))
+        .route("/formations", get(formations::all_or_follow))
+        .route("/apps/{app}/scale/{release}", put(formations::put_scale))
+        .route("/apps/{app}/deploy", post(deployments::post))
         .route("/apps/{app}/deployments", get(deployments::list))
         .route("/deployments/{deployment}", get(deployments::get))
         .route("/apps/{app}/jobs", get(jobs::list).post(jobs::create))
-        .route("/apps/{app}/jobs/{job}", get(jobs::get).delete(jobs::stop))
+        .route(
+            "/apps/{app}/jobs/{job}",
+            get(jobs::get).put(job_update::put).delete(jobs::stop),
+        )
         .route("/apps/{app}/jobs/{job}/exec", post(jobs::exec))
         .route("/active-jobs", get(jobs::active))
         .route("/routes", get(routes::all))
@@ -75,10 +89,31 @@ pub fn router(controller: Controller) -> Router {
             "/apps/{app}/routes/{kind}/{route}",
             get(routes::get).put(routes::update).delete(routes::delete),
         )
+        .route("/providers", get(providers::list).post(providers::create))
+        .route("/providers/{provider}", get(providers::get))
+        .route(
+            "/providers/{provider}/resources",
+            get(providers::resources_of_provider).post(providers::provision),
+        )
+        .route(
+            "/providers/{provider}/resources/{resource}",
+            get(providers::get_resource)
+                .put(providers::put_resource)
+                .delete(providers::delete_resource),
+        )
+        .route(
+            "/providers/{provider}/resources/{resource}/apps/{app}",
+            put(providers::add_app).delete(providers::remove_app),
+        )
+        .route("/resources", get(providers::all_resources))
+        .route("/backup", get(backup::get))
+        .route("/domain", put(domain::migrate))
         .route("/sinks", get(sinks::list_or_follow).post(sinks::create))
         .route("/sinks/{sink}", get(sinks::get).delete(sinks::delete))
         .route("/events", get(events::list_or_follow))
         .route("/events/{event}", get(events::get))
+        .route("/apps/{app}/dry-run", post(dry_run::create))
+        .route("/layers/{digest}", get(layers::get).put(layers::put))
         .route("/hosts", get(status::hosts))
         .route("/.well-known/status", get(status::status))
         .layer(from_fn_with_state(keys.clone(), daemon::auth::require_key));
@@ -91,13 +126,20 @@ pub fn router(controller: Controller) -> Router {
         .route("/internal/layers", get(internal::layers))
         .route("/internal/apps", get(internal::apps))
         .route("/internal/services", get(internal::services))
+        .route("/internal/services/{service}", post(internal::change_service))
         .layer(from_fn_with_state(keys, daemon::auth::require_internal_key));
     Router::new()
         .merge(users)
         .merge(parts)
         .route("/ping", get(async || StatusCode::OK))
         .route("/ca-cert", get(status::ca_cert))
+        .route("/openapi.json", get(docs::controller_document))
+        .route("/openapi/{api}", get(docs::other_document))
+        .route("/docs", get(docs::controller_page))
+        .route("/docs/{api}", get(docs::other_page))
         .fallback(not_found)
+        .method_not_allowed_fallback(not_found)
+        .layer(axum::middleware::from_fn(cors::allow_all))
         .with_state(controller)
 }
 
@@ -118,6 +160,15 @@ fn find_app_id(state: &state::State, app: &str) -> Result<AppId, api::Error> {
 /// An id in a path; what is no id names nothing.
 fn parse_id<T: std::str::FromStr>(text: &str) -> Result<T, api::Error> {
     text.parse().map_err(|_| api::Error::not_found())
+}
+
+/// Carries something out to its end, though the client may leave before: between asking somebody else
+/// and remembering the answer nothing may be dropped.
+async fn uninterrupted<T: Send + 'static>(
+    work: impl Future<Output = Result<T, api::Error>> + Send + 'static,
+) -> Result<T, api::Error> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|error| Err(api::Error::new(api::Code::UnknownError, error.to_string())))
 }
 
 /// A streamed answer of server-sent events; a keep-alive every 30 s shows that the other side is there.

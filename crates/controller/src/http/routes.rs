@@ -231,7 +231,7 @@ fn certificate(new: &NewRoute) -> Result<Option<Certificate>, Error> {
     }))
 }
 
-fn check_key_pair(cert: &str, key: &str) -> Result<(), Error> {
+pub fn check_key_pair(cert: &str, key: &str) -> Result<(), Error> {
     let invalid = |reason: String| Error::validation("certificate", reason);
     let chain: Vec<_> = CertificateDer::pem_slice_iter(cert.as_bytes())
         .collect::<Result<_, _>>()

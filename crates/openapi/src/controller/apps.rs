@@ -28,6 +28,12 @@ pub fn operations() -> Vec<Operation> {
             .about("The only way to clear it: with `{\"meta\": {}}`.")
             .takes::<AppUpdate>(json!({"meta": {"team": "a"}}))
             .gives::<App>(example::app()),
+        post("/apps/{app}/gc", "Deletes old releases")
+            .about(
+                "Of the inactive releases made by git those with the newest images stay, as many as the metadata \
+                 `gc.max_inactive_slug_releases` say (a number, or `false` for all). An event \
+                 `app_garbage_collection` tells what went. Each deployment ends with the same.",
+            ),
         delete("/apps/{app}", "Deletes an app")
             .about(
                 "The name is free again at once, and the app's jobs are told to stop. When the last has \

@@ -1,10 +1,10 @@
-use api::wire::StatusAnswer;
+use api::{provision::NewDomainMigration, wire::StatusAnswer};
 use serde_json::json;
-use types::Host;
+use types::{DomainMigration, Host};
 
 use crate::{
     example,
-    operation::{Operation, get},
+    operation::{Operation, get, put},
 };
 
 pub fn operations() -> Vec<Operation> {
@@ -24,6 +24,27 @@ pub fn operations() -> Vec<Operation> {
             "cpu_milli": 4000, "gateway": "100.100.0.1", "version": "v0.1.0", "created_at": example::TIME,
             "started_at": example::TIME,
         })),
+        get("/backup", "Makes a backup of the whole cluster")
+            .about(
+                "A tar of the state, keys, layers, repositories and volumes, which `flynn-host restore` takes. The \
+                 connection breaks where it cannot be made whole. Events `cluster_backup` tell the beginning and the \
+                 end, with the file's size and SHA-512. A client that accepts `application/json` gets the last \
+                 backup's `ClusterBackup` instead, or 404.",
+            )
+            .gives_bytes("application/tar", "flynn-backup-2026-11-23T101500/backup.json …"),
+        put("/domain", "Changes the cluster's domain")
+            .about(
+                "Every name below the old domain gets a sibling below the new one; the old names stay, with their \
+                 certificate. Two events `domain_migration` tell the beginning and the end, the second with \
+                 `finished_at` or `error`. Without `tls_cert` the cluster's authority makes one. Answers have no \
+                 private keys.",
+            )
+            .takes::<NewDomainMigration>(json!({"old_domain": "flynn.localhost", "domain": "apps.example.com"}))
+            .gives::<DomainMigration>(json!({
+                "id": "3d861c8b-3d58-4e8b-b911-aa86a52d5c6a", "old_domain": "flynn.localhost",
+                "domain": "apps.example.com", "created_at": example::TIME,
+            }))
+            .may_fail(409, "A migration is under way."),
         get("/openapi.json", "This description")
             .about(
                 "Open, as it holds nothing of the cluster: who has no key yet may read what to do with one.",

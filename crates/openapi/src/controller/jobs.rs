@@ -1,9 +1,12 @@
-use api::wire::{Job, NewExec, NewJob};
+use api::{
+    provision::JobUpdate,
+    wire::{Job, NewExec, NewJob},
+};
 use serde_json::json;
 
 use crate::{
     example,
-    operation::{Operation, delete, get, post},
+    operation::{Operation, delete, get, post, put},
 };
 
 pub fn operations() -> Vec<Operation> {
@@ -22,6 +25,14 @@ pub fn operations() -> Vec<Operation> {
             }))
             .gives_or_attaches::<Job>(example::job()),
         get("/apps/{app}/jobs/{job}", "Shows a job").gives::<Job>(example::job()),
+        put("/apps/{app}/jobs/{job}", "Says what became of a job")
+            .about(
+                "For tools of the original's: here hosts report. A job moves on and never back. One that is not \
+                 known can only be recorded as ended.",
+            )
+            .takes::<JobUpdate>(json!({"uuid": example::JOB, "release": example::RELEASE, "state": "down"}))
+            .gives::<Job>(example::job())
+            .may_fail(409, "The platform did not start such a job."),
         delete("/apps/{app}/jobs/{job}", "Stops a job")
             .about("If its formation wants it, another is started at once."),
         post(

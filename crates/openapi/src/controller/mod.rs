@@ -1,13 +1,16 @@
 //! The controller's API, a file per kind of object.
 
 mod apps;
+mod attempts;
 mod cluster;
 mod events;
 mod formations;
 mod internal;
 mod jobs;
+mod providers;
 mod releases;
 mod routes;
+mod sinks;
 
 use crate::document::Api;
 
@@ -46,10 +49,22 @@ pub fn api() -> Api {
                 routes::operations(),
             ),
             (
+                "Resources",
+                "What providers make for apps: databases, for example.",
+                providers::operations(),
+            ),
+            (
                 "Events",
                 "What happened, for watching it happen.",
                 events::operations(),
             ),
+            (
+                "Attempts and images",
+                "What a change would do; and layers of images, for moving apps between clusters. Additions to the \
+                 contract of 2021.",
+                attempts::operations(),
+            ),
+("Sinks", "Where logs are shipped.", sinks::operations()),
             ("Cluster", "The cluster about itself.", cluster::operations()),
             (
                 "Internal",

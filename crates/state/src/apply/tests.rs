@@ -4,15 +4,15 @@ use types::*;
 
 use crate::*;
 
-fn id(n: u128) -> Uuid {
+pub(super) fn id(n: u128) -> Uuid {
     Uuid::from_u128(n)
 }
 
-fn at(seconds: i64) -> Timestamp {
+pub(super) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_micros(seconds * 1_000_000)
 }
 
-fn app(n: u128, name: &str) -> App {
+pub(super) fn app(n: u128, name: &str) -> App {
     App {
         id: AppId(id(n)),
         name: name.into(),
@@ -25,7 +25,7 @@ fn app(n: u128, name: &str) -> App {
     }
 }
 
-fn release(n: u128, app: u128, types: &[&str]) -> Release {
+pub(super) fn release(n: u128, app: u128, types: &[&str]) -> Release {
     Release {
         id: ReleaseId(id(n)),
         app_id: AppId(id(app)),
@@ -40,7 +40,7 @@ fn release(n: u128, app: u128, types: &[&str]) -> Release {
     }
 }
 
-fn route(n: u128, app: u128, domain: &str, path: &str) -> Route {
+pub(super) fn route(n: u128, app: u128, domain: &str, path: &str) -> Route {
     Route {
         kind: RouteKind::Http,
         id: RouteId(id(n)),
@@ -59,7 +59,7 @@ fn route(n: u128, app: u128, domain: &str, path: &str) -> Route {
     }
 }
 
-fn job(n: u128, app: u128, release: u128, process_type: &str) -> Job {
+pub(super) fn job(n: u128, app: u128, release: u128, process_type: &str) -> Job {
     Job {
         id: JobId(id(n)),
         app: AppId(id(app)),
@@ -67,6 +67,7 @@ fn job(n: u128, app: u128, release: u128, process_type: &str) -> Job {
         process_type: process_type.into(),
         state: JobState::Pending,
         host: None,
+        volumes: vec![],
         one_off: None,
         meta: BTreeMap::new(),
         run_at: None,
@@ -85,7 +86,7 @@ fn job(n: u128, app: u128, release: u128, process_type: &str) -> Job {
     }
 }
 
-fn deployment(n: u128, app: u128, new: u128) -> Deployment {
+pub(super) fn deployment(n: u128, app: u128, new: u128) -> Deployment {
     Deployment {
         id: DeploymentId(id(n)),
         app: AppId(id(app)),
@@ -103,11 +104,11 @@ fn deployment(n: u128, app: u128, new: u128) -> Deployment {
     }
 }
 
-struct World(State, u64);
+pub(super) struct World(pub(super) State, u64);
 
 impl World {
     /// An app `shop` (1) with a release (10) of web and worker.
-    fn with_app() -> World {
+    pub(super) fn with_app() -> World {
         let mut world = World(State::default(), 0);
         let artifact = Artifact {
             id: ArtifactId(id(900)),
@@ -132,7 +133,7 @@ impl World {
         world
     }
 
-    fn apply(&mut self, change: Change) -> Outcome {
+    pub(super) fn apply(&mut self, change: Change) -> Outcome {
         self.1 += 1;
         let before = self.image();
         let outcome = self.0.apply(
@@ -154,11 +155,11 @@ impl World {
         outcome
     }
 
-    fn ok(&mut self, change: Change) {
+    pub(super) fn ok(&mut self, change: Change) {
         self.apply(change).unwrap();
     }
 
-    fn refused(&mut self, change: Change) -> String {
+    pub(super) fn refused(&mut self, change: Change) -> String {
         self.apply(change).unwrap_err().to_string()
     }
 
@@ -191,7 +192,7 @@ impl World {
         bytes
     }
 
-    fn events(&self, since: u64) -> Vec<String> {
+    pub(super) fn events(&self, since: u64) -> Vec<String> {
         self.0
             .events_since(since)
             .map(|event| format!("{:?}", event.subject.object_type()))
@@ -226,6 +227,8 @@ fn deletion_waits_for_the_jobs_and_takes_everything_along() {
         50,
         JobChange::Place {
             host: "host0".parse().unwrap(),
+            volumes: vec![],
+            new_volumes: vec![],
         },
     );
     world.job(50, JobChange::Up { address: None });
@@ -251,7 +254,7 @@ fn deletion_waits_for_the_jobs_and_takes_everything_along() {
 fn a_scale_names_types_that_exist_and_supersedes_the_one_before() {
     let mut world = World::with_app();
     let refused = world.scale(&[("wroker", 1)]).unwrap_err().to_string();
-    assert!(refused.ends_with(r#""wroker""#), "{refused}");
+    assert!(refused.ends_with(": wroker"), "{refused}");
     world.scale(&[("web", 2)]).unwrap();
     world.scale(&[("worker", 1)]).unwrap();
     let formation = &world.0.formations[&(AppId(id(1)), ReleaseId(id(10)))];
@@ -313,6 +316,8 @@ fn a_job_only_moves_towards_its_end() {
         50,
         JobChange::Place {
             host: "host0".parse().unwrap(),
+            volumes: vec![],
+            new_volumes: vec![],
         },
     );
     world.job(
