@@ -91,8 +91,9 @@ fn an_app_comes_back_from_its_file_under_another_name() -> Result<()> {
     cluster.flynn(&["-a", "shop", "delete", "-y"])?;
     cluster.flynn(&["import", "-q", "-f", "shop.tar", "-n", "again"])?;
     cluster.wait("the imported app to answer", || {
-        let answer = cluster.request("again.flynn.localhost", "/")?;
-        Ok((answer.status == 200 && answer.text().contains("exported kept")).then_some(()))
+        let page = cluster.page("again")?;
+        ensure!(page.starts_with("exported kept"), "{page}");
+        Ok(Some(()))
     })?;
     let why = cluster.flynn(&["why", "again"])?;
     ensure!(why == "again is up: web=1\n", "{why}");

@@ -218,6 +218,26 @@ mod tests {
         insta::assert_snapshot!("help", cli.render_long_help().to_string());
     }
 
+    #[test]
+    fn every_verb_has_an_example_too() {
+        fn check(name: &str, command: &clap::Command) {
+            let verbs: Vec<_> = command
+                .get_subcommands()
+                .filter(|verb| verb.get_name() != "help")
+                .collect();
+            for verb in &verbs {
+                check(&format!("{name} {}", verb.get_name()), verb);
+            }
+            if verbs.is_empty() {
+                let help = command.clone().render_long_help().to_string();
+                assert!(help.contains("Examples:\n\n  "), "{name} has no example");
+            }
+        }
+        let mut cli = Cli::command();
+        cli.build();
+        check("flynn", &cli);
+    }
+
     /// The help of a command and of all its verbs.
     fn full_help(command: &clap::Command) -> String {
         let mut text = command.clone().render_long_help().to_string();

@@ -192,7 +192,7 @@ impl Args {
         let layer = manifests
             .flat_map(|manifest| manifest.layers())
             .find(|layer| layer.id == id);
-        let Some(layer) = layer.filter(|layer| layer.media_type == Layer::EROFS) else {
+        let Some(layer) = layer.filter(|layer| is_erofs(layer)) else {
             return Ok(());
         };
         let digest: Digest = id
@@ -322,7 +322,15 @@ fn again(artifact: &Artifact) -> NewArtifact {
 
 fn is_ours(artifact: &Artifact) -> bool {
     let manifest = artifact.manifest.as_ref();
-    manifest.is_some_and(|manifest| manifest.layers().all(|layer| layer.media_type == Layer::EROFS))
+    manifest.is_some_and(|manifest| manifest.layers().all(is_erofs))
+}
+
+/// Layers that say no type are of the platform's own, if they are named by their digest.
+fn is_erofs(layer: &Layer) -> bool {
+    match layer.media_type.as_str() {
+        "" => layer.hashes.get("sha256") == Some(&layer.id),
+        media_type => media_type == Layer::EROFS,
+    }
 }
 
 /// Services are named after their app; those of others stay.

@@ -21,7 +21,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(8);
   $ flynn log -f -t web
   2026-11-23T05:27:20.020111Z app[web.9d206601-f300-40d4-909b-f3e72168bf1f]: listening on 8080
 
-  $ flynn log -n 100 --raw-output > web.log")]
+  $ flynn log -n 100 --raw-output > web.log
+  $ flynn log --json | jq .job_id")]
 pub struct Args {
     /// Go on with new lines as they are written
     #[arg(short, long)]
@@ -35,6 +36,9 @@ pub struct Args {
     /// Print lines as they were written, without time and job
     #[arg(short, long)]
     raw_output: bool,
+    /// Print each line as JSON, with all that is known of it
+    #[arg(long, conflicts_with = "raw_output")]
+    json: bool,
     /// Print what was written to standard error to standard error
     #[arg(short, long)]
     split_stderr: bool,
@@ -116,10 +120,10 @@ impl Args {
     }
 
     fn print(&self, message: &Message) {
-        let line = if self.raw_output {
-            message.msg.clone()
-        } else {
-            format(message)
+        let line = match () {
+            () if self.json => serde_json::to_string(message).expect("a message is JSON"),
+            () if self.raw_output => message.msg.clone(),
+            () => format(message),
         };
         let to_stderr = message.stream == "init" || (self.split_stderr && message.stream == "stderr");
         if to_stderr {

@@ -36,6 +36,7 @@ fn the_log_is_printed_in_the_wanted_form() {
     let mut text = bench.transcript(&[
         "-a shop log",
         "-a shop log -r -s",
+        "-a shop log --json -n 2",
         "-a shop log -n 5 -t web -j host0-9d206601-f300-40d4-909b-f3e72168bf1f -i",
         "-a shop log -n 10001",
     ]);

@@ -266,6 +266,7 @@ fn the_real_controller_serves_those_who_operate_it() {
         "cluster log-sink",
         "cluster log-sink add syslog nonsense",
         "-a shop run --profiles kvm -- true",
+        "-a shop run --mounts-from nosuch -- true",
     ]));
     insta::assert_snapshot!(stable(&text));
 }
