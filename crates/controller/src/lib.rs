@@ -26,8 +26,8 @@ mod hosts;
 mod http;
 mod names;
 mod planner;
-mod providers;
 mod preview;
+mod providers;
 mod routers;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -3,15 +3,18 @@
 //! The composition root: it reads one configuration, opens what the components need and starts them.
 //! Components know each other only by the addresses given to them here.
 
+mod backup;
 mod config;
 mod daemon_command;
 mod format;
 mod host_client;
 mod log_sink;
 mod operate;
+mod restore;
 mod router_command;
 mod supervise;
 mod teardown;
+mod volumes;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -106,8 +109,22 @@ enum Command {
         #[command(subcommand)]
         command: LogSinkCommand,
     },
+    /// Look after the volumes of all hosts
+    Volume {
+        #[command(subcommand)]
+        command: volumes::Command,
+    },
     /// Print the version
     Version,
+    /// Bring back a cluster from a backup, on a machine where none is
+    ///
+    /// Apps, releases, routes, certificates, keys, repositories, images and volumes are as they were when
+    /// `flynn cluster backup` ran. Start the host afterwards.
+    ///
+    /// Example:
+    ///   $ flynn-host restore flynn-backup.tar
+    #[command(verbatim_doc_comment)]
+    Restore { file: PathBuf },
     /// Stop all jobs of this host and remove its network, as before an uninstallation
     Teardown {
         /// Remove the state, too: apps, images, logs, keys
@@ -183,7 +200,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::LogSink {
                 command: LogSinkCommand::List { host, json },
             } => log_sink::list(&config, host.as_deref(), json).await,
+            Command::Volume { command } => volumes::run(&config, command).await,
             Command::CliAdd => operate::cli_add_command(&config),
+            Command::Restore { file } => restore::run(&config, &file).await,
             Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
             Command::Version | Command::GitHook => unreachable!("handled before the configuration is read"),
         }

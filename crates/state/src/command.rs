@@ -225,7 +225,7 @@ pub enum Change {
     Volume {
         host: HostId,
         volume: types::VolumeId,
-        report: crate::VolumeReport,
+        report: types::VolumeReport,
     },
 
     /// All in order; what is refused is left out and the rest goes on. For plans, whose parts do not

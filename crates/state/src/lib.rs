@@ -41,7 +41,6 @@ pub use command::{Applied, Change, Command, JobChange, Outcome, Rejection};
 pub use event::{DeletedApp, StateEvent, Subject};
 pub use image::ImageError;
 pub use restore::pieces;
-pub use volumes::VolumeReport;
 
 /// Events kept for watchers that come back; older ones are gone.
 pub const EVENTS_MAX: usize = 5_000;

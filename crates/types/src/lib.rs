@@ -39,8 +39,8 @@ pub use event::{Event, ObjectType};
 pub use formation::{Formation, Processes, ScaleRequest, ScaleRequestState, Tags};
 pub use host::{Host, HostState};
 pub use id::{
-    AppId, ArtifactId, BackupId, CertificateId, DeploymentId, DomainMigrationId, HostId, IdError, JobId, JobRef, ProviderId, ReleaseId, ResourceId,
-    RouteId,     ScaleRequestId, SinkId, VolumeId,
+    AppId, ArtifactId, BackupId, CertificateId, DeploymentId, DomainMigrationId, HostId, IdError, JobId,
+    JobRef, ProviderId, ReleaseId, ResourceId, RouteId, ScaleRequestId, SinkId, VolumeId,
 };
 pub use job::{Exit, Job, JobState, Mount, OneOff, StopReason, Tty};
 pub use name::{NameError, check_app_name, check_env_key, check_process_type};
@@ -53,7 +53,7 @@ pub use service::{Instance, LeaderType, ServiceChange, ServiceMeta, ServiceRow};
 pub use sink::{Sink, SinkError, SyslogFormat, SyslogSinkConfig, SyslogUrl};
 pub use time::Timestamp;
 pub use uuid::Uuid;
-pub use volume::{DATA_PATH, VOLUMES_PER_TYPE_MAX, Volume, VolumeState, VolumeType};
+pub use volume::{DATA_PATH, VOLUMES_PER_TYPE_MAX, Volume, VolumeReport, VolumeState, VolumeType};
 
 /// A table of rows by id that is cheap to clone, as state, snapshots and plans all hold one.
 pub type Table<K, V> = imbl::OrdMap<K, std::sync::Arc<V>>;

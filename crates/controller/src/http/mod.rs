@@ -23,6 +23,7 @@ mod releases;
 mod routes;
 mod sinks;
 mod status;
+mod volumes;
 
 use axum::{
     Router,
@@ -108,6 +109,14 @@ pub fn router(controller: Controller) -> Router {
         .route("/resources", get(providers::all_resources))
         .route("/backup", get(backup::get))
         .route("/domain", put(domain::migrate))
+        .route("/volumes", get(volumes::list_or_follow))
+        .route("/volumes/{volume}", put(volumes::put).delete(volumes::destroy))
+        .route("/apps/{app}/volumes", get(volumes::list_of_app))
+        .route("/apps/{app}/volumes/{volume}", get(volumes::get_of_app))
+        .route(
+            "/apps/{app}/volumes/{volume}/decommission",
+            put(volumes::decommission),
+        )
         .route("/sinks", get(sinks::list_or_follow).post(sinks::create))
         .route("/sinks/{sink}", get(sinks::get).delete(sinks::delete))
         .route("/events", get(events::list_or_follow))
@@ -121,6 +130,7 @@ pub fn router(controller: Controller) -> Router {
         .route("/internal/hosts/{host}", put(internal::report_host))
         .route("/internal/hosts/{host}/assignments", get(internal::assignments))
         .route("/internal/hosts/{host}/jobs/{job}", post(internal::report_job))
+        .route("/internal/hosts/{host}/volumes/{volume}", post(volumes::report))
         .route("/internal/routing", get(internal::routing))
         .route("/internal/routers/{router}", post(internal::report_router))
         .route("/internal/layers", get(internal::layers))
