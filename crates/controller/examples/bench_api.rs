@@ -40,7 +40,9 @@ async fn main() {
     let directory = std::env::args().nth(1).expect("the directory to work in");
     let directory = tempfile::tempdir_in(directory).expect("the directory can be written to");
     let secrets = directory.path().join("secrets");
-    let tls = daemon::Secrets::open(&secrets, "flynn.localhost").expect("secrets can be made").tls;
+    let tls = daemon::Secrets::open(&secrets, "flynn.localhost")
+        .expect("secrets can be made")
+        .tls;
     let store = controller::Store::open(store::Options::single(directory.path().join("raft")))
         .await
         .expect("the store opens");
@@ -61,7 +63,9 @@ async fn main() {
         archive: None,
         layers: directory.path().join("layers"),
     };
-    let listener = daemon::server::listen(([127, 0, 0, 1], 0).into()).await.expect("a port is free");
+    let listener = daemon::server::listen(([127, 0, 0, 1], 0).into())
+        .await
+        .expect("a port is free");
     let endpoint = Endpoint {
         url: format!("http://{}", listener.local_addr().expect("it is bound")),
         key: KEY.into(),
@@ -90,7 +94,10 @@ async fn main() {
     for task in made {
         task.await.expect("no panic");
     }
-    println!("{APPS} apps made by 8 clients in {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "{APPS} apps made by 8 clients in {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
     let mut lists = vec![];
     for _ in 0..20 {
         let start = Instant::now();
@@ -99,12 +106,20 @@ async fn main() {
         assert!(apps.len() > APPS * 100);
     }
     print(&format!("lists of {APPS} apps"), &mut lists);
-    print(&format!("writes beside {APPS} apps"), &mut writes(&client, "app-1").await);
+    print(
+        &format!("writes beside {APPS} apps"),
+        &mut writes(&client, "app-1").await,
+    );
 
     let mut streams = vec![];
     for _ in 0..STREAMS {
         let client = api::Controller::new(&endpoint).expect("the endpoint is one");
-        streams.push(client.events(None, &["app"], None).await.expect("events are followed"));
+        streams.push(
+            client
+                .events(None, &["app"], None)
+                .await
+                .expect("events are followed"),
+        );
     }
     let start = Instant::now();
     let heard: Vec<_> = streams

@@ -70,7 +70,9 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
         let names = former
             .iter()
             .map(|before| (format!("system/{}@{}", system.subdomain, before.name), before));
-        let all = [(format!("system/{}", system.subdomain), &current)].into_iter().chain(names);
+        let all = [(format!("system/{}", system.subdomain), &current)]
+            .into_iter()
+            .chain(names);
         routes.extend(all.map(|(id, domain)| {
             Route::Http(HttpRoute {
                 id,
@@ -122,7 +124,10 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
     };
     certificates.push(of_domain(CLUSTER_CERTIFICATE.into(), &current));
     for before in former.iter().filter(|before| !before.tls.cert.is_empty()) {
-        certificates.push(of_domain(format!("{CLUSTER_CERTIFICATE}@{}", before.name), before));
+        certificates.push(of_domain(
+            format!("{CLUSTER_CERTIFICATE}@{}", before.name),
+            before,
+        ));
     }
     Snapshot {
         generation: first_generation(state.revision),
@@ -370,7 +375,10 @@ fn services(state: &State) -> Vec<ServiceView> {
         }
     };
     let running = instances(state);
-    let known = state.services.values().filter(|row| !running.contains_key(&row.name));
+    let known = state
+        .services
+        .values()
+        .filter(|row| !running.contains_key(&row.name));
     let mut services: Vec<_> = known
         .map(|row| ServiceView {
             name: row.name.clone(),

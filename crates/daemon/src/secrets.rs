@@ -243,13 +243,18 @@ mod tests {
         let issued = authority.issue("new.test").unwrap();
         assert_eq!(issued.ca_cert, old.tls.ca_cert);
         for _ in 0..2 {
-            authority.adopt("new.test", &["older.test".into(), "old.test".into()], &issued).unwrap();
+            authority
+                .adopt("new.test", &["older.test".into(), "old.test".into()], &issued)
+                .unwrap();
         }
         for configured in ["older.test", "old.test", "new.test"] {
             assert_eq!(authority.domain(configured).unwrap(), "new.test");
         }
         assert_eq!(authority.domain("other.test").unwrap(), "other.test");
-        assert_eq!(Secrets::open(dir.path(), "new.test").unwrap().tls.cert, issued.cert);
+        assert_eq!(
+            Secrets::open(dir.path(), "new.test").unwrap().tls.cert,
+            issued.cert
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The law, held by `apply/collecting.rs`: what a release, a formation, a job that has not ended, or
 //! an unfinished deployment refers to is there. So a release that is deleted while its jobs still
-//! end takes no new use, and goes with the last of them.
+//! end is gone for users and takes no new use, but its row goes with the last of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +40,7 @@ impl State {
         if self.deleted_releases.contains_key(&id) {
             return Ok(());
         }
-        self.require_release(app, id)?;
+        let release = self.require_release(app, id)?.clone();
         if self.apps.get(&app).is_some_and(|app| app.release == Some(id)) {
             return Err(Rejection::invalid("", "cannot delete current app release"));
         }
@@ -59,27 +59,32 @@ impl State {
         }
         self.deleted_releases
             .insert(id, Arc::new(DeletedRelease { release: id, app, at }));
+        let unused = self.unused_of(at, &release.artifacts, &self.artifacts_of_releases());
+        let subject = Subject::ReleaseDeletion {
+            app,
+            release,
+            deleted_files: self.files_only_of(&unused),
+        };
+        self.emit(at, Some(app), subject);
         self.finish_release_deletion(at, id);
         Ok(())
     }
 
+    /// Releases that users see: all but those that only wait for their jobs to end.
+    pub fn release(&self, id: ReleaseId) -> Option<&Arc<Release>> {
+        self.releases
+            .get(&id)
+            .filter(|_| !self.deleted_releases.contains_key(&id))
+    }
+
     /// Removes a deleted release unless a job still runs it.
     pub(crate) fn finish_release_deletion(&mut self, at: Timestamp, id: ReleaseId) {
-        let Some(deleted) = self.deleted_releases.get(&id).cloned() else {
-            return;
-        };
-        if self.has_active_jobs(id) {
+        if !self.deleted_releases.contains_key(&id) || self.has_active_jobs(id) {
             return;
         }
         self.deleted_releases.remove(&id);
         if let Some(release) = self.releases.remove(&id) {
-            let deleted_files = self.remove_unused_artifacts(at, release.artifacts.iter().copied());
-            let subject = Subject::ReleaseDeletion {
-                app: deleted.app,
-                release,
-                deleted_files,
-            };
-            self.emit(at, Some(deleted.app), subject);
+            self.remove_unused_artifacts(at, &release.artifacts);
         }
     }
 
@@ -105,7 +110,7 @@ impl State {
             .iter()
             .flat_map(|release| release.artifacts.clone())
             .collect();
-        self.remove_unused_artifacts(at, artifacts.into_iter());
+        self.remove_unused_artifacts(at, &artifacts);
         releases
     }
 
@@ -196,51 +201,57 @@ impl State {
         }
     }
 
-    /// Removes those of `candidates` that nothing needs any more, and gives the files that thereby
-    /// have no use: artifacts' uris and layers.
-    fn remove_unused_artifacts(
-        &mut self,
-        at: Timestamp,
-        candidates: impl Iterator<Item = ArtifactId>,
-    ) -> Vec<String> {
-        let candidates: BTreeSet<_> = candidates.collect();
-        if candidates.is_empty() {
-            return vec![];
-        }
-        let used = self.artifacts_in_use();
-        let grace_began = at - ARTIFACT_GRACE;
-        let mut removed = vec![];
-        for id in candidates.difference(&used) {
-            // Images that the platform itself made for apps; others may be named again by their uri.
-            let is_owned = self
-                .artifacts
-                .get(id)
-                .is_some_and(|artifact| artifact.meta.contains_key("blobstore"));
-            let is_wanted = self.named_artifacts.get(id).is_some_and(|at| *at > grace_began);
-            if is_owned && !is_wanted {
-                removed.extend(self.remove_artifact(*id));
+    /// Removes those of `candidates` that nothing needs any more.
+    fn remove_unused_artifacts(&mut self, at: Timestamp, candidates: &[ArtifactId]) {
+        if !candidates.is_empty() {
+            for artifact in self.unused_of(at, candidates, &self.artifacts_in_use()) {
+                self.remove_artifact(artifact.id);
             }
         }
-        let mut layers: BTreeMap<_, _> = removed
+    }
+
+    /// Those of `candidates` that go when they are not in `used`.
+    fn unused_of(
+        &self,
+        at: Timestamp,
+        candidates: &[ArtifactId],
+        used: &BTreeSet<ArtifactId>,
+    ) -> Vec<Arc<Artifact>> {
+        let grace_began = at - ARTIFACT_GRACE;
+        let candidates: BTreeSet<_> = candidates.iter().copied().collect();
+        let unused = candidates.difference(used);
+        let unused = unused.filter(|id| self.named_artifacts.get(*id).is_none_or(|at| *at <= grace_began));
+        // Images that the platform itself made for apps; others may be named again by their uri.
+        unused
+            .filter_map(|id| self.artifacts.get(id))
+            .filter(|artifact| artifact.meta.contains_key("blobstore"))
+            .cloned()
+            .collect()
+    }
+
+    /// What has no use without these artifacts: their uris, and layers that no other one has.
+    fn files_only_of(&self, artifacts: &[Arc<Artifact>]) -> Vec<String> {
+        let mut layers: BTreeMap<_, _> = artifacts
             .iter()
             .flat_map(|artifact| layer_files(artifact))
             .collect();
         if !layers.is_empty() {
-            for artifact in self.artifacts.values() {
-                for layer in artifact.manifest.iter().flat_map(|manifest| manifest.layers()) {
+            let is_other = |other: &&Arc<Artifact>| artifacts.iter().all(|going| going.id != other.id);
+            for other in self.artifacts.values().filter(is_other) {
+                for layer in other.manifest.iter().flat_map(|manifest| manifest.layers()) {
                     layers.remove(layer.id.as_str());
                 }
             }
         }
-        let uris = removed.iter().map(|artifact| artifact.uri.clone());
+        let uris = artifacts.iter().map(|artifact| artifact.uri.clone());
         uris.chain(layers.into_values()).collect()
     }
 
-    fn remove_artifact(&mut self, id: ArtifactId) -> Option<Arc<Artifact>> {
-        let artifact = self.artifacts.remove(&id)?;
-        self.artifact_uris.remove(&artifact.uri);
-        self.named_artifacts.remove(&id);
-        Some(artifact)
+    fn remove_artifact(&mut self, id: ArtifactId) {
+        if let Some(artifact) = self.artifacts.remove(&id) {
+            self.artifact_uris.remove(&artifact.uri);
+            self.named_artifacts.remove(&id);
+        }
     }
 
     /// By releases, and by jobs that have not ended.
@@ -253,6 +264,15 @@ impl State {
             .filter_map(|job| job.one_off.as_ref())
             .flat_map(|one_off| &one_off.artifacts);
         of_releases.chain(of_jobs).copied().collect()
+    }
+
+    /// By releases that stay.
+    fn artifacts_of_releases(&self) -> BTreeSet<ArtifactId> {
+        let rows = self.releases.values();
+        let staying = rows.filter(|release| !self.deleted_releases.contains_key(&release.id));
+        staying
+            .flat_map(|release| release.artifacts.iter().copied())
+            .collect()
     }
 
     fn releases_of_active_jobs(&self) -> BTreeSet<ReleaseId> {

@@ -15,7 +15,7 @@ use types::{
 
 use super::{
     Shared,
-    body::{self, syntax_error},
+    body::{self, Ignored, syntax_error},
     error::Failure,
     find_app, find_app_id,
 };
@@ -73,24 +73,27 @@ pub async fn create(Extract(controller): Shared, request: Request) -> Answer {
             .await
         {
             Ok(_) => return Ok(Json(Arc::new(app))),
-            // Two apps were given the same random name.
-            Err(error) if error.code == api::Code::ObjectExists && !name_given => {}
+            // Two apps were given the same random name; another name would not help a taken id.
+            Err(error)
+                if error.code == api::Code::ObjectExists
+                    && !name_given
+                    && !controller.state().apps.contains_key(&app.id) => {}
             Err(error) => return Err(error.into()),
         }
     }
 }
 
 pub async fn update(Extract(controller): Shared, Path(app): Path<String>, request: Request) -> Answer {
-    let id = find_app_id(&controller.state(), &app)?;
     let update: wire::AppUpdate = parse(request).await?;
+    let id = find_app_id(&controller.state(), &app)?;
     // Null and empty both mean "unchanged" here; only the path `meta` can clear.
     let meta = update.meta.filter(|meta| !meta.is_empty());
     change(&controller, id, meta, update.strategy, update.deploy_timeout).await
 }
 
 pub async fn update_meta(Extract(controller): Shared, Path(app): Path<String>, request: Request) -> Answer {
-    let id = find_app_id(&controller.state(), &app)?;
     let update: wire::AppUpdate = parse(request).await?;
+    let id = find_app_id(&controller.state(), &app)?;
     change(
         &controller,
         id,
@@ -108,7 +111,11 @@ pub async fn delete(Extract(controller): Shared, Path(app): Path<String>) -> Res
 }
 
 /// Deletes releases beyond what the app's metadata want kept; an event tells which.
-pub async fn collect_garbage(Extract(controller): Shared, Path(app): Path<String>) -> Result<(), Failure> {
+pub async fn collect_garbage(
+    Extract(controller): Shared,
+    Path(app): Path<String>,
+    _: Ignored,
+) -> Result<(), Failure> {
     let id = find_app_id(&controller.state(), &app)?;
     controller.write(Change::CollectReleases { app: id }).await?;
     Ok(())

@@ -5,6 +5,8 @@ use axum::{
     body::to_bytes,
     extract::{FromRequest, FromRequestParts, Query, Request},
 };
+use bytes::BytesMut;
+use futures::StreamExt;
 use http::{header, request::Parts};
 use serde::de::DeserializeOwned;
 
@@ -24,6 +26,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         let bytes = read(request).await?;
         let value = serde_json::from_slice(&bytes).map_err(|_| syntax_error())?;
         Ok(Body(value))
+    }
+}
+
+/// A body that means nothing is read all the same, up to the limit: a client that still sends it when
+/// the answer comes and the connection closes would not get to read the answer.
+pub struct Ignored;
+
+impl<S: Send + Sync> FromRequest<S> for Ignored {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
+        let _ = to_bytes(request.into_body(), BODY_BYTES_MAX).await;
+        Ok(Ignored)
     }
 }
 
@@ -49,11 +64,28 @@ pub async fn read(request: Request) -> Result<bytes::Bytes, Failure> {
     if !content_type.is_some_and(|value| value.contains("application/json")) {
         return Err(Error::invalid("Content-Type must be application/json").into());
     }
-    to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(|_| {
-        let message = format!("the request body is longer than {BODY_BYTES_MAX} bytes, or broke off");
-        Failure(Error::new(Code::RequestBodyTooBig, message))
-    })
+    let mut bytes = BytesMut::new();
+    let mut length = 0;
+    let mut chunks = request.into_body().into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| Error::new(Code::SyntaxError, "the request body broke off"))?;
+        length += chunk.len();
+        if length <= BODY_BYTES_MAX {
+            bytes.extend_from_slice(&chunk);
+        } else if length > DISCARDED_BYTES_MAX {
+            break;
+        }
+    }
+    if length > BODY_BYTES_MAX {
+        let message = format!("the request body is longer than {BODY_BYTES_MAX} bytes");
+        return Err(Failure(Error::new(Code::RequestBodyTooBig, message)));
+    }
+    Ok(bytes.freeze())
 }
+
+/// Of a body that is too long this much is read and thrown away: a client that still sends it when the
+/// connection closes would not get to read why.
+const DISCARDED_BYTES_MAX: usize = 16 * BODY_BYTES_MAX;
 
 pub fn syntax_error() -> Failure {
     Failure(Error::new(

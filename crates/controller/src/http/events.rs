@@ -41,8 +41,12 @@ fn number(name: &str, text: Option<&String>) -> Result<Option<u64>, Error> {
 pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Result<Json<Event>, Failure> {
     let id: u64 = parse_id(&id)?;
     let state = controller.state();
-    let found = id.checked_sub(1).and_then(|before| state.events_since(before).next());
-    let found = found.filter(|event| event.id == id).ok_or_else(Error::not_found)?;
+    let found = id
+        .checked_sub(1)
+        .and_then(|before| state.events_since(before).next());
+    let found = found
+        .filter(|event| event.id == id)
+        .ok_or_else(Error::not_found)?;
     Ok(Json(event_view::event(&state, found)))
 }
 

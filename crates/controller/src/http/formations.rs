@@ -14,8 +14,9 @@ use axum::{
 use http::{HeaderMap, header};
 use serde::Deserialize;
 use state::{Change, State};
-use types::{AppId, Formation, Processes, ReleaseId, ScaleRequest, ScaleRequestId, ScaleRequestState, Timestamp,
-    Uuid};
+use types::{
+    AppId, Formation, Processes, ReleaseId, ScaleRequest, ScaleRequestId, ScaleRequestState, Timestamp, Uuid,
+};
 
 use super::{
     Shared,

@@ -16,7 +16,7 @@ use types::{AppId, Provider, ProviderId, Resource, ResourceId, Uuid, check_env_k
 
 use super::{
     Shared,
-    body::{Body, Parameters},
+    body::{Body, Ignored, Parameters},
     error::Failure,
     find_app_id, parse_id, uninterrupted,
 };
@@ -192,6 +192,7 @@ pub async fn delete_resource(
 pub async fn add_app(
     Extract(controller): Shared,
     Path((provider, resource, app)): Path<(String, String, String)>,
+    _: Ignored,
 ) -> Answer<Resource> {
     let state = controller.state();
     let id = find_resource(&state, &provider, &resource)?.id;

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{
-    Error,
-    wire::NewRelease,
-};
+use api::{Error, wire::NewRelease};
 use axum::{
     Json,
     extract::{Path, State as Extract},
@@ -27,9 +24,9 @@ const META_BYTES_MAX: usize = 64 << 10;
 const STOP_TIMEOUT_MAX_S: u32 = 3600;
 
 pub async fn list(Extract(controller): Shared) -> Json<Vec<Arc<Release>>> {
-    Json(newest_first(
-        controller.state().releases.values().cloned().collect(),
-    ))
+    let state = controller.state();
+    let seen = state.releases.keys().filter_map(|id| state.release(*id));
+    Json(newest_first(seen.cloned().collect()))
 }
 
 pub async fn list_of_app(
@@ -38,7 +35,10 @@ pub async fn list_of_app(
 ) -> Result<Json<Vec<Arc<Release>>>, Failure> {
     let state = controller.state();
     let app = find_app_id(&state, &app)?;
-    Ok(Json(newest_first(state.releases_of(app).cloned().collect())))
+    let seen = state
+        .releases_of(app)
+        .filter_map(|release| state.release(release.id));
+    Ok(Json(newest_first(seen.cloned().collect())))
 }
 
 pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Answer {
@@ -46,8 +46,7 @@ pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Answer 
     Ok(Json(
         controller
             .state()
-            .releases
-            .get(&id)
+            .release(id)
             .cloned()
             .ok_or_else(Error::not_found)?,
     ))
@@ -56,7 +55,7 @@ pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Answer 
 pub async fn get_of_app(Extract(controller): Shared, Path((app, id)): Path<(String, String)>) -> Answer {
     let state = controller.state();
     let (app, id): (_, ReleaseId) = (find_app_id(&state, &app)?, parse_id(&id)?);
-    let release = state.releases.get(&id).filter(|release| release.app_id == app);
+    let release = state.release(id).filter(|release| release.app_id == app);
     Ok(Json(release.cloned().ok_or_else(Error::not_found)?))
 }
 
@@ -95,14 +94,22 @@ pub async fn set_current(
 /// process type, which became its `args`.
 pub async fn post(shared: Shared, Body(mut new): Body<serde_json::Value>) -> Answer {
     if let Some(artifact) = new.get("artifact").filter(|id| id.as_str() != Some("")).cloned()
-        && new.get("artifacts").and_then(|list| list.as_array()).is_none_or(Vec::is_empty)
+        && new
+            .get("artifacts")
+            .and_then(|list| list.as_array())
+            .is_none_or(Vec::is_empty)
     {
         new["artifacts"] = serde_json::json!([artifact]);
     }
-    let processes = new.get_mut("processes").and_then(|processes| processes.as_object_mut());
+    let processes = new
+        .get_mut("processes")
+        .and_then(|processes| processes.as_object_mut());
     for process in processes.into_iter().flat_map(|processes| processes.values_mut()) {
         let list = |name: &str| process.get(name).and_then(|list| list.as_array()).cloned();
-        let (entrypoint, cmd) = (list("entrypoint").unwrap_or_default(), list("cmd").unwrap_or_default());
+        let (entrypoint, cmd) = (
+            list("entrypoint").unwrap_or_default(),
+            list("cmd").unwrap_or_default(),
+        );
         if entrypoint.is_empty() && cmd.is_empty() {
             continue;
         }
@@ -127,7 +134,12 @@ pub async fn create(Extract(controller): Shared, Body(new): Body<NewRelease>) ->
     let env = new.env.unwrap_or_default();
     check_env(env.iter())?;
     let meta = new.meta.unwrap_or_default();
-    if meta.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > META_BYTES_MAX {
+    if meta
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum::<usize>()
+        > META_BYTES_MAX
+    {
         return Err(Error::validation("meta", format!("is longer than {META_BYTES_MAX} bytes")).into());
     }
     let artifacts = new.artifacts.unwrap_or_default();
@@ -142,6 +154,9 @@ pub async fn create(Extract(controller): Shared, Body(new): Body<NewRelease>) ->
     }
     for (name, process) in &mut processes {
         check_process_type(name)?;
+        process
+            .tidy_volumes()
+            .map_err(|reason| Error::validation("volumes", format!("of type {name:?} {reason}")))?;
         check_env(env.iter().chain(&process.env))?;
         check_resources(&process.resources)?;
         check_process(name, process)?;
@@ -170,7 +185,7 @@ pub async fn delete(
 ) -> Result<(), Failure> {
     let state = controller.state();
     let (app, id): (_, ReleaseId) = (find_app_id(&state, &app)?, parse_id(&id)?);
-    if !state.releases.contains_key(&id) {
+    if state.release(id).is_none() {
         return Err(Error::not_found().into());
     }
     controller
@@ -219,7 +234,10 @@ fn check_process(name: &str, process: &ProcessType) -> Result<(), Error> {
         let reason = format!("has a type {name:?} with more than {PORTS_MAX} ports");
         return Err(Error::validation("processes", reason));
     }
-    if process.stop_timeout.is_some_and(|seconds| seconds > STOP_TIMEOUT_MAX_S) {
+    if process
+        .stop_timeout
+        .is_some_and(|seconds| seconds > STOP_TIMEOUT_MAX_S)
+    {
         let reason = format!("has a type {name:?} with a stop_timeout of more than {STOP_TIMEOUT_MAX_S} s");
         return Err(Error::validation("processes", reason));
     }

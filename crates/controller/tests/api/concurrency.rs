@@ -41,7 +41,14 @@ async fn of_many_creations_of_one_name_or_id_one_succeeds_and_the_others_say_it_
         .collect();
     let by_id = all_at_once(&world, "/apps", same_id).await;
     assert_eq!(successes(&by_id), 1);
-    for (status, body) in by_name.iter().chain(&by_id).filter(|(status, _)| *status != 200) {
+    let nameless = all_at_once(&world, "/apps", vec![json!({ "id": id }); 2]).await;
+    assert_eq!(successes(&nameless), 0);
+    for (status, body) in by_name
+        .iter()
+        .chain(&by_id)
+        .chain(&nameless)
+        .filter(|(status, _)| *status != 200)
+    {
         assert_eq!((*status, &body["code"]), (409, &json!("object_exists")));
     }
     let provider = json!({ "name": "pg", "url": "http://127.0.0.1:1/" });

@@ -48,7 +48,7 @@ async fn a_release_is_deleted_with_the_files_that_only_it_had() {
 }
 
 #[tokio::test]
-async fn a_release_whose_jobs_still_end_goes_with_the_last_of_them() {
+async fn a_release_whose_jobs_still_end_is_gone_for_users() {
     let world = World::start().await;
     world.host(|_| false);
     let old = world.running_app("shop").await;
@@ -62,7 +62,11 @@ async fn a_release_whose_jobs_still_end_goes_with_the_last_of_them() {
     );
     let path = format!("/apps/shop/releases/{}", text(&old["id"]));
     assert_eq!(world.delete(&path).await.status, 200);
-    assert_eq!(world.delete(&path).await.status, 200, "again, while it ends");
+    let event = world.event("release_deletion", |_| true).await;
+    assert_eq!(event["object_id"], old["id"]);
+    assert_eq!(world.delete(&path).await.status, 404);
+    assert_eq!(world.get(&path).await.status, 404);
+    assert_eq!(releases(&world).await, [new["id"].clone()]);
     let scaled = world
         .put(
             &format!("/apps/shop/scale/{}", text(&old["id"])),
@@ -70,8 +74,14 @@ async fn a_release_whose_jobs_still_end_goes_with_the_last_of_them() {
         )
         .await;
     assert_eq!(scaled.status, 400, "{}", scaled.text());
-    let event = world.event("release_deletion", |_| true).await;
-    assert_eq!(event["object_id"], old["id"]);
+    // Its image stays for as long as its job does.
+    let artifact = format!("/artifacts/{}", text(&old["artifacts"][0]));
+    assert_eq!(world.get(&artifact).await.status, 200);
+    world
+        .wait_for("the image to go with the job", async || {
+            world.get(&artifact).await.status == 404
+        })
+        .await;
     let jobs = world.get("/apps/shop/jobs").await.json();
     assert!(jobs.as_array().unwrap().iter().all(|job| job["state"] == "down"));
 }

@@ -343,7 +343,7 @@ fn a_release_that_runs_is_not_collected() {
 }
 
 #[test]
-fn a_deleted_release_goes_with_its_last_job_and_names_the_files_that_have_no_use_any_more() {
+fn a_deleted_release_is_gone_at_once_and_kept_for_its_last_job() {
     let mut world = three_releases("false");
     world.ok(Change::CreateJob {
         job: job(50, 1, 21, "web"),
@@ -352,19 +352,10 @@ fn a_deleted_release_goes_with_its_last_job_and_names_the_files_that_have_no_use
         app: AppId(id(1)),
         release: ReleaseId(id(21)),
     };
+    let seen = world.0.last_event;
     world.ok(delete.clone());
     world.ok(delete);
-    assert!(world.0.releases.contains_key(&ReleaseId(id(21))));
-    let again = world.refused(Change::CreateJob {
-        job: job(51, 1, 21, "web"),
-    });
-    assert!(again.starts_with("could not find release"), "{again}");
-    let seen = world.0.last_event;
-    world.ok(Change::Job {
-        job: JobId(id(50)),
-        change: JobChange::Down { exit: Exit::Code(0) },
-    });
-    assert_eq!(world.events(seen), ["Job", "ReleaseDeletion"]);
+    assert_eq!(world.events(seen), ["ReleaseDeletion"]);
     let last = world.0.events.last().unwrap().subject.clone();
     let Subject::ReleaseDeletion { deleted_files, .. } = &*last else {
         panic!("{last:?}");
@@ -372,6 +363,18 @@ fn a_deleted_release_goes_with_its_last_job_and_names_the_files_that_have_no_use
     let layer = format!("{:064x}", 1);
     let expected = [format!("flynn://slug/{layer}"), format!("flynn://layer/{layer}")];
     assert_eq!(*deleted_files, expected);
+    let again = world.refused(Change::CreateJob {
+        job: job(51, 1, 21, "web"),
+    });
+    assert!(again.starts_with("could not find release"), "{again}");
+    let (release, image) = (ReleaseId(id(21)), ArtifactId(id(901)));
+    assert!(world.0.release(release).is_none());
+    assert!(world.0.releases.contains_key(&release) && world.0.artifacts.contains_key(&image));
+    world.ok(Change::Job {
+        job: JobId(id(50)),
+        change: JobChange::Down { exit: Exit::Code(0) },
+    });
+    assert!(!world.0.releases.contains_key(&release) && !world.0.artifacts.contains_key(&image));
 }
 
 #[test]
