@@ -335,7 +335,7 @@ fn merged(causes: Vec<Cause>) -> Vec<Cause> {
 /// The last deployment, where it is under way or did not get through.
 fn last_deployment(facts: &Facts) -> Option<Cause> {
     let deployment = facts.deployments.first()?;
-    let (release, name) = (deployment.new_release, &facts.app.name);
+    let release = deployment.new_release;
     match deployment.status {
         DeploymentStatus::Complete => None,
         DeploymentStatus::Pending | DeploymentStatus::Running => {
@@ -371,9 +371,7 @@ fn last_deployment(facts: &Facts) -> Option<Cause> {
                 quoted,
                 ..Cause::new(what)
             };
-            Some(cause.with_hint(format!(
-                "when its cause is mended: `flynn -a {name} restart`, or push again"
-            )))
+            Some(cause.with_hint("mend its cause, then push again, or make the change again"))
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{IsTerminal, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -76,12 +77,13 @@ impl Destination {
         draft.push(format!(".{}.part", std::process::id()));
         let draft = PathBuf::from(draft);
         // It may hold keys and what users entrusted to the app.
-        let file = std::os::unix::fs::OpenOptionsExt::mode(
-            fs::OpenOptions::new().write(true).create(true).truncate(true),
-            0o600,
-        )
-        .open(&draft)
-        .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)
+            .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
         Ok(Destination::File {
             path: path.to_owned(),
             draft,

@@ -209,7 +209,7 @@ fn a_deployment_that_failed_is_quoted_and_one_under_way_is_followed() {
       the deployment of release 00000000-0000-4000-8000-000000000051 failed 3 minutes ago: web did not open port 8080 within 120 s; release 00000000-0000-4000-8000-0000000000aa, which was there before it, is the current one
         | The last lines of its log:
         | listening on 3000
-    hint: when its cause is mended: `flynn -a shop restart`, or push again
+    hint: mend its cause, then push again, or make the change again
     ");
 }
 

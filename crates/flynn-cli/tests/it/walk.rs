@@ -157,3 +157,45 @@ fn metadata_is_changed_key_by_key() {
         "-a shop deployment timeout 0",
     ]));
 }
+
+#[test]
+fn programs_can_read_all_help_and_people_all_manual_pages() {
+    let bench = Bench::empty();
+    let output = bench.flynn(&["help", "--json"]).output().unwrap();
+    let help: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        help["scale"].as_str().unwrap().contains("$ flynn scale web=2"),
+        "{help}"
+    );
+    let text = bench.transcript(&["man --dir man1", "man nosuch", "man route add --nosuch"]);
+    assert!(text.contains("pages to man1."), "{text}");
+    assert!(
+        text.contains("error: there is no command `flynn nosuch`"),
+        "{text}"
+    );
+    for page in ["flynn.1", "flynn-cluster-log-sink-add-syslog.1", "flynn-why.1"] {
+        assert!(bench.directory.join("man1").join(page).exists(), "{page}");
+    }
+}
+
+#[test]
+fn what_heroku_calls_otherwise_works() {
+    let fake = Fake::start();
+    let bench = Bench::of(&fake);
+    fake.deployed_app("shop");
+    insta::assert_snapshot!(
+        bench
+            .transcript(&[
+                "-a shop config",
+                "-a shop config:set A=1",
+                "-a shop config:get A",
+                "-a shop domains:add www.example.com",
+                "-a shop domains",
+                "apps:info --app shop",
+                "-a shop rout:add http x.example.com",
+                "-a shop route:ad http x.example.com",
+                "-a shop cluster:log-sink:ad",
+            ])
+            .replace(&format!(":{}", fake.address.port()), ":PORT")
+    );
+}
