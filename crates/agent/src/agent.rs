@@ -30,6 +30,7 @@ use crate::{
     report, spec,
     start::STOPPED_BEFORE,
     table::{Entry, Phase, Table},
+    volumes::Volumes,
 };
 
 /// Containers that are made at the same time. More of them make each other wait for the kernel's
@@ -42,13 +43,23 @@ const LOOKS_MAX: usize = 32;
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a job is told or given and does not come from the controller.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
     pub cgroup_parent: String,
     pub uid_base: u32,
     pub dns: Ipv4Addr,
-    pub discoverd_url: String,
+    /// `IP:PORT` of the registry.
+    pub discoverd: String,
+    pub tokens: daemon::AppTokens,
     pub ca_bundle: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Where jobs of an app reach the registry, with the app's key in it: programs that were written
+    /// for the original's registry, which asked for none, send it without knowing.
+    pub fn discoverd_url(&self, app: AppId, name: &str) -> String {
+        format!("http://app:{}@{}", self.tokens.issue(app, name), self.discoverd)
+    }
 }
 
 pub struct Agent {
@@ -64,6 +75,7 @@ pub struct Agent {
     pub resend: watch::Sender<u64>,
     pub shutdown: Shutdown,
     pub tasks: TaskTracker,
+    pub volumes: Arc<Volumes>,
     wanted: Mutex<Wanted>,
 }
 
@@ -99,6 +111,7 @@ impl Agent {
             table: Table::new(host.clone()),
             host,
             settings,
+            volumes: Arc::new(Volumes::new(disk.state().volumes())),
             disk,
             runtime,
             net,
@@ -288,6 +301,9 @@ impl Agent {
     }
 
     pub fn hear(&self, message: Assignment) {
+        if let Assignment::Volume { volume } = message {
+            return self.volumes.hear(volume);
+        }
         if let Err(id) = self.wanted().hear(message) {
             warn!(id, "the controller names a job by what is no id");
         }

@@ -3,11 +3,11 @@
 //! Jobs are named by `HOST-UUID` or the bare UUID. Jobs are not started here: only the controller's
 //! assignments do that, so that there is one place which knows what should run.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use api::{
     Code, Error,
-    host::{AttachReq, HostStatus},
+    host::{AttachReq, HostEvent, HostPort, HostStatus, ResourceCheck},
     sinks::{HostSink, NewSink, Sinks},
     sse,
     wire::{NewExec, Status, StatusAnswer},
@@ -34,15 +34,17 @@ use crate::{
     gc,
     link::About,
     spec, streams,
-    table::{Entry, HostEvent, Phase},
+    table::{Entry, Phase},
 };
 
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Tags are sent with each heartbeat.
+const TAGS_BYTES_MAX: usize = 16 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 #[derive(Clone)]
-struct Host {
-    agent: Arc<Agent>,
+pub(crate) struct Host {
+    pub agent: Arc<Agent>,
     about: Arc<About>,
     sinks: Arc<dyn Sinks>,
 }
@@ -50,14 +52,18 @@ struct Host {
 pub fn router(agent: Arc<Agent>, about: About, sinks: Arc<dyn Sinks>, keys: Keys) -> Router {
     Router::new()
         .route("/host/jobs", get(list))
-        .route("/host/jobs/{id}", get(show).delete(stop))
-        .route("/host/jobs/{id}/signal/{signal}", put(signal))
-        .route("/host/jobs/{id}/exec", post(exec))
+        .route("/host/jobs/{job}", get(show).delete(stop))
+        .route("/host/jobs/{job}/signal/{signal}", put(signal))
+        .route("/host/jobs/{job}/discoverd-deregister", put(deregister))
+        .route("/host/jobs/{job}/exec", post(exec))
         .route("/host/status", get(status))
+        .route("/host/resource-check", post(check_resources))
+        .route("/host/tags", post(set_tags))
         .route("/host/gc", post(collect_garbage))
         .route("/sinks", get(list_sinks))
         .route("/sinks/{sink}", put(put_sink).delete(remove_sink))
         .route("/attach", post(attach))
+        .merge(crate::storage::routes())
         .route("/.well-known/status", get(well))
         .fallback(|| async { Failure(Error::not_found()) })
         .layer(middleware::from_fn_with_state(keys, auth::require_key))
@@ -69,7 +75,7 @@ pub fn router(agent: Arc<Agent>, about: About, sinks: Arc<dyn Sinks>, keys: Keys
 }
 
 /// The error envelope as an answer.
-struct Failure(Error);
+pub(crate) struct Failure(Error);
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -134,15 +140,54 @@ async fn signal(
     }
 }
 
+/// The job runs on; nobody is sent to it any more.
+async fn deregister(State(host): State<Host>, Path(id): Path<String>) -> Result<StatusCode, Failure> {
+    running(&host, &id)?.take_out_of_rotation();
+    Ok(StatusCode::OK)
+}
+
+/// Whether ports of the host itself are free: for what the original ran in the host's network, and
+/// for whoever wants to listen beside the platform.
+async fn check_resources(request: Request) -> Result<StatusCode, Failure> {
+    let check: ResourceCheck = body(request).await?;
+    let taken: Vec<_> = check.ports.into_iter().filter(|port| !is_free(port)).collect();
+    if taken.is_empty() {
+        return Ok(StatusCode::OK);
+    }
+    let mut error = Error::conflict("conflicting ports");
+    error.detail = serde_json::to_value(ResourceCheck { ports: taken }).ok();
+    Err(error.into())
+}
+
+fn is_free(port: &HostPort) -> bool {
+    let place = (std::net::Ipv4Addr::UNSPECIFIED, port.port);
+    match port.proto.eq_ignore_ascii_case("udp") {
+        true => std::net::UdpSocket::bind(place).is_ok(),
+        false => std::net::TcpListener::bind(place).is_ok(),
+    }
+}
+
+/// All tags, until the daemon starts again with those of its configuration.
+async fn set_tags(State(host): State<Host>, request: Request) -> Result<StatusCode, Failure> {
+    let tags: BTreeMap<String, String> = body(request).await?;
+    let bytes: usize = tags.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > TAGS_BYTES_MAX || tags.keys().any(String::is_empty) {
+        let reason = format!("must have names, and not more than {TAGS_BYTES_MAX} bytes in all");
+        return Err(Error::validation("tags", reason).into());
+    }
+    host.about.set_tags(tags);
+    Ok(StatusCode::OK)
+}
+
 async fn status(State(host): State<Host>) -> Json<HostStatus> {
     let agent = &host.agent;
     Json(HostStatus {
         id: agent.host.clone(),
-        tags: host.about.tags.clone(),
+        tags: host.about.tags(),
         pid: std::process::id(),
         url: format!("http://{}", host.about.addr),
         discoverd: Some(serde_json::json!({
-            "url": agent.settings.discoverd_url,
+            "url": format!("http://{}", agent.settings.discoverd),
             "dns": format!("{}:53", agent.settings.dns),
         })),
         network: Some(
@@ -181,10 +226,7 @@ async fn put_sink(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<HostSink>, Failure> {
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
-    let body = body.map_err(|_| Error::new(Code::RequestBodyTooBig, "the request is too long"))?;
-    let new: NewSink = serde_json::from_slice(&body.to_bytes())
-        .map_err(|error| Error::new(Code::SyntaxError, error.to_string()))?;
+    let new: NewSink = body(request).await?;
     Ok(Json(host.sinks.put(&id, new).await?))
 }
 
@@ -253,7 +295,7 @@ fn running(host: &Host, id: &str) -> Result<Arc<Entry>, Failure> {
     }
 }
 
-fn wants_events(headers: &HeaderMap) -> bool {
+pub(crate) fn wants_events(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     accept.is_some_and(|accept| accept.contains("text/event-stream"))
 }
@@ -307,13 +349,14 @@ async fn upgrade<T: DeserializeOwned>(mut request: Request) -> Result<(OnUpgrade
         ))
         .into());
     };
+    Ok((upgrade, body(request).await?))
+}
+
+pub(crate) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
     let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
     let body = body.map_err(|_| Error::new(Code::RequestBodyTooBig, "the request is too long"))?;
-    let value = serde_json::from_slice(&body.to_bytes());
-    Ok((
-        upgrade,
-        value.map_err(|error| Error::new(Code::SyntaxError, error.to_string()))?,
-    ))
+    let syntax = |error: serde_json::Error| Error::new(Code::SyntaxError, error.to_string());
+    Ok(serde_json::from_slice(&body.to_bytes()).map_err(syntax)?)
 }
 
 fn switch<F>(upgrade: OnUpgrade, host: &Host, serve: impl FnOnce(Upgraded) -> F + Send + 'static) -> Response

@@ -31,7 +31,9 @@ mod report;
 mod spec;
 mod start;
 mod streams;
+mod storage;
 mod table;
+mod volumes;
 
 use std::{
     collections::BTreeMap,
@@ -100,7 +102,7 @@ pub async fn run_with(
             Some(addr) => addr,
             None => config.listener.local_addr()?.to_string(),
         },
-        tags: config.tags,
+        tags: Arc::new(config.tags.into()),
         gateway: IpAddr::V4(gateway),
         started_at: daemon::now(),
     };
@@ -108,7 +110,8 @@ pub async fn run_with(
         cgroup_parent: config.cgroup_parent,
         uid_base: config.uid_base,
         dns: config.dns,
-        discoverd_url: format!("http://{gateway}:{discoverd_port}"),
+        discoverd: format!("{gateway}:{discoverd_port}"),
+        tokens: daemon::AppTokens::new(&config.controller.key),
         ca_bundle: config.ca_bundle.filter(|path| path.is_file()),
     };
     let agent = Agent::new(
@@ -126,6 +129,7 @@ pub async fn run_with(
         daemon::server::serve(config.listener, api, shutdown),
         link::run(agent.clone(), about),
         gc::run(agent.clone()),
+        volumes::run(agent.clone()),
     );
     agent.wind_down().await;
     Ok(())

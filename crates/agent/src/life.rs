@@ -23,6 +23,7 @@ use crate::{
     spec,
     start::{self, Failed, Running, STOPPED_BEFORE},
     table::{Entry, Phase},
+    volumes,
 };
 
 /// How often a job that waits for somebody to attach is looked at.
@@ -46,6 +47,11 @@ pub struct End {
 /// A job that has to be started.
 pub async fn run(agent: Arc<Agent>, entry: Arc<Entry>) {
     entry.announce("create");
+    tokio::select! {
+        _ = volumes::are_free(&agent, &entry) => {}
+        _ = entry.stop_asked() => return never_began(&agent, &entry).await,
+        _ = agent.shutdown.cancelled() => return,
+    }
     let began = Instant::now();
     let permit = tokio::select! {
         permit = agent.starts.acquire() => permit.expect("never closed"),
@@ -350,6 +356,10 @@ pub async fn finish(agent: &Arc<Agent>, entry: &Arc<Entry>, progress: &Progress,
 }
 
 fn report(entry: &Entry, state: ReportedState) {
+    let state = match state {
+        ReportedState::Up if entry.is_out_of_rotation() => ReportedState::Unhealthy,
+        state => state,
+    };
     entry.change(|view| {
         view.report = Some(JobReport {
             state,

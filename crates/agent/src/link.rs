@@ -3,7 +3,12 @@
 //! That it is down changes nothing for the jobs: nothing is stopped, nothing is started, and what
 //! happens meanwhile is told when it is up again.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
 
 use api::host::{Assignment, HostReport};
 use futures::{FutureExt, StreamExt};
@@ -23,17 +28,26 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct About {
     pub addr: String,
-    pub tags: BTreeMap<String, String>,
+    /// As the configuration has them, or as they were set since.
+    pub tags: Arc<RwLock<BTreeMap<String, String>>>,
     pub gateway: IpAddr,
     pub started_at: Timestamp,
 }
 
 impl About {
+    pub fn tags(&self) -> BTreeMap<String, String> {
+        self.tags.read().expect("nothing panics while it holds this").clone()
+    }
+
+    pub fn set_tags(&self, tags: BTreeMap<String, String>) {
+        *self.tags.write().expect("nothing panics while it holds this") = tags;
+    }
+
     fn report(&self, memory_bytes: i64) -> HostReport {
         let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
         HostReport {
             addr: self.addr.clone(),
-            tags: self.tags.clone(),
+            tags: self.tags(),
             memory_bytes,
             cpu_milli: cpus as i64 * 1000,
             gateway: Some(self.gateway),
@@ -53,12 +67,13 @@ pub async fn run(agent: Arc<Agent>, about: About) {
 }
 
 async fn heartbeat(agent: &Agent, about: &About, came_back: &Notify) {
-    let report = about.report(memory_bytes());
+    let memory_bytes = memory_bytes();
     let mut tick = tokio::time::interval(HEARTBEAT);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_up = None;
     loop {
         tick.tick().await;
+        let report = about.report(memory_bytes);
         let call = agent.controller.report_host(&agent.host, &report);
         let failure = match tokio::time::timeout(ANSWER_PATIENCE, call).await {
             Ok(Ok(())) => None,

@@ -112,6 +112,7 @@ fn prepare(
     lease: &Lease,
 ) -> Result<(JobRecord, container::Spec), String> {
     let settings = &agent.settings;
+    let name = entry.job.metadata.get(HostJob::APP_NAME).map_or("", String::as_str);
     let record = JobRecord {
         job: HostJob::clone(&entry.job),
         lease: lease.clone(),
@@ -133,18 +134,20 @@ fn prepare(
         .checked_mul(container::IDS_PER_CONTAINER)
         .and_then(|offset| settings.uid_base.checked_add(offset))
         .ok_or_else(|| format!("the host has no user ids for its slot {}", lease.slot))?;
+    let uid = entry.job.config.uid.unwrap_or(0);
     let spec = spec::build(
         &entry.job,
         &Facts {
             job: entry.id,
             address: lease.address,
             dns: settings.dns,
-            discoverd_url: settings.discoverd_url.clone(),
+            discoverd_url: settings.discoverd_url(app, name),
             host_id_base,
             cgroup: record.cgroup.clone(),
             layers,
             ca_bundle: settings.ca_bundle.clone(),
             log,
+            volumes: agent.volumes.binds(&entry.job, uid, entry.job.config.gid.unwrap_or(uid))?,
         },
     )?;
     agent

@@ -6,12 +6,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use api::host::{ActiveJob, HostJob, JobReport, status};
-use serde::Serialize;
+use api::host::{ActiveJob, HostEvent, HostJob, JobReport, ReportedState, status};
 use tokio::sync::{broadcast, watch};
 use types::{AppId, Exit, HostId, JobId, Timestamp};
 
@@ -58,16 +60,7 @@ pub struct Entry {
     stop: watch::Sender<Option<Duration>>,
     events: broadcast::Sender<Arc<HostEvent>>,
     host: HostId,
-}
-
-/// The original's `Event` of `GET /host/jobs` as a stream.
-#[derive(Debug, Clone, Serialize)]
-pub struct HostEvent {
-    /// `create`, `start`, `stop`, `error` or `cleanup`.
-    pub event: &'static str,
-    /// `HOST-UUID`.
-    pub job_id: String,
-    pub job: ActiveJob,
+    is_out_of_rotation: AtomicBool,
 }
 
 impl Entry {
@@ -94,6 +87,23 @@ impl Entry {
         });
     }
 
+    /// From here on nobody is sent to the job any more, whatever its checks say: what is up is told
+    /// as unhealthy. Ends with the job, or with this process.
+    pub fn take_out_of_rotation(&self) {
+        self.is_out_of_rotation.store(true, Ordering::Relaxed);
+        self.change(|view| {
+            if let Some(report) = &mut view.report
+                && report.state == ReportedState::Up
+            {
+                report.state = ReportedState::Unhealthy;
+            }
+        });
+    }
+
+    pub fn is_out_of_rotation(&self) -> bool {
+        self.is_out_of_rotation.load(Ordering::Relaxed)
+    }
+
     pub fn is_to_stop(&self) -> bool {
         self.stop.borrow().is_some()
     }
@@ -111,9 +121,9 @@ impl Entry {
     pub fn announce(&self, event: &'static str) {
         // No listener is no error.
         let _ = self.events.send(Arc::new(HostEvent {
-            event,
+            event: event.to_owned(),
             job_id: self.job.id.clone(),
-            job: self.active_job(),
+            job: Some(self.active_job()),
         }));
     }
 
@@ -218,6 +228,7 @@ impl Table {
             stop: watch::Sender::new(None),
             events: self.events.clone(),
             host: self.host.clone(),
+            is_out_of_rotation: AtomicBool::new(false),
         });
         inner.jobs.insert(id, entry.clone());
         drop(inner);

@@ -314,6 +314,17 @@ impl Controller {
         self.client.get("/internal/apps").await
     }
 
+    /// Changes what is known of a service; gives it as it is then.
+    pub async fn update_service(
+        &self,
+        service: &str,
+        update: &crate::discoverd::ServiceUpdate,
+    ) -> Result<Option<types::ServiceRow>> {
+        self.client
+            .post(&format!("/internal/services/{}", escape(service)), update)
+            .await
+    }
+
     pub async fn report_router(&self, router: &str, report: &RouterReport) -> Result<()> {
         let path = format!("/internal/routers/{}", escape(router));
         self.client.send(http::Method::POST, &path, Some(report)).await

@@ -1,22 +1,13 @@
 //! What discoverd's HTTP API sends and takes, with the original's names.
 
 use serde::{Deserialize, Serialize};
-use types::{Instance, ServiceMeta};
+use types::{AppId, Instance, LeaderType, ServiceChange, ServiceMeta};
 
 /// `PUT /services/:service`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ServiceConfig {
     #[serde(default)]
     pub leader_type: LeaderType,
-}
-
-/// Who leads a service: its oldest instance, or the one that `PUT /services/:service/leader` names.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum LeaderType {
-    #[default]
-    Oldest,
-    Manual,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -44,3 +35,12 @@ pub struct Event {
 
 /// The header of every answer: grows with every change of the registry.
 pub const INDEX_HEADER: &str = "Discoverd-Index";
+
+/// `POST /internal/services/:service` of the controller: a registry passes a change on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ServiceUpdate {
+    /// The app whose job asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppId>,
+    pub change: ServiceChange,
+}

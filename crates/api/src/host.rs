@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use types::{Exit, HealthCheck, HostId, JobId, Resources, Timestamp, Tty};
+use types::{Exit, HealthCheck, HostId, JobId, Resources, Timestamp, Tty, VolumeId, VolumeState, VolumeType};
 
 /// A job as a host runs it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -76,6 +76,8 @@ pub struct ContainerConfig {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<types::Mount>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeBinding>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<HostPort>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub working_dir: String,
@@ -98,6 +100,55 @@ pub struct ContainerConfig {
     /// Seconds between SIGTERM and SIGKILL.
     #[serde(default)]
     pub stop_timeout: u32,
+}
+
+/// A volume in a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct VolumeBinding {
+    /// Where it is in the job.
+    pub target: String,
+    pub volume: VolumeId,
+    pub writeable: bool,
+    pub delete_on_stop: bool,
+    /// Addition: it may have to be made. One that is not new and not there must not be replaced by an
+    /// empty one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_new: bool,
+}
+
+/// `GET /storage/volumes`: a volume as its host has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct VolumeInfo {
+    pub id: VolumeId,
+    #[serde(rename = "type")]
+    pub kind: VolumeType,
+    /// Whose it is: `flynn-controller.app`, `.app_name`, `.type` and `.path`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
+    pub created_at: Timestamp,
+}
+
+/// One message of `GET /storage/volumes` as a stream.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct VolumeEvent {
+    /// `create` or `destroy`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub volume: VolumeInfo,
+}
+
+/// What a host has to do about a volume, by its state: make it, or remove it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct HostVolume {
+    pub id: VolumeId,
+    pub state: VolumeState,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
+    pub created_at: Timestamp,
+}
+
+impl HostVolume {
+    pub const PATH: &str = "flynn-controller.path";
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -217,6 +268,8 @@ pub enum Assignment {
     Stop { job: JobId },
     /// Stays as it is until drained: an `up` job that takes no new requests. Not to be signalled yet.
     Drain { job: JobId },
+    /// This volume is to be made or removed. Named again until the host has said that it is.
+    Volume { volume: HostVolume },
     /// The end of the first list.
     Current,
 }
@@ -277,11 +330,14 @@ fn is_starting(status: &u8) -> bool {
 }
 
 /// One service with its instances, oldest first: what `GET /internal/services` streams lists of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ServiceView {
     pub name: String,
     /// The id of the instance that leads: the oldest healthy one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
     pub instances: Vec<types::Instance>,
+    /// What else is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row: Option<std::sync::Arc<types::ServiceRow>>,
 }

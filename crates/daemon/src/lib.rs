@@ -4,12 +4,14 @@
 //! A daemon is killed without warning as a rule (power cuts, upgrades), so nothing here relies on a
 //! shutdown having been clean: files are replaced atomically and secrets are made once.
 
+pub mod app_token;
 pub mod auth;
 pub mod files;
 pub mod paths;
 pub mod secrets;
 pub mod server;
 
+pub use app_token::{AppToken, AppTokens};
 pub use auth::{Keys, Principal};
 pub use paths::StateDir;
 pub use secrets::Secrets;

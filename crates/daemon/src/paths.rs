@@ -68,6 +68,11 @@ impl StateDir {
         self.root.join("repos")
     }
 
+    /// What apps keep, one directory per volume.
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
     /// Build work and caches, one disk image per app.
     pub fn builds(&self) -> PathBuf {
         self.root.join("builds")

@@ -27,6 +27,7 @@ pub async fn run(shared: Arc<Shared>, controller: Controller, shutdown: Shutdown
                                 Service {
                                     instances: view.instances,
                                     leader: view.leader,
+                                    row: view.row,
                                 },
                             )
                         });

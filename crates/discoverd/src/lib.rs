@@ -3,11 +3,13 @@
 //! Follows the controller's instances and keeps the last ones it heard, so names go on answering
 //! while the controller is away. Names that are not ours are asked of the machine's own resolver.
 
+mod access;
 mod dns;
 mod follow;
 mod forward;
 mod http;
 mod reply;
+mod stream;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,8 +17,9 @@ use std::{
     time::Duration,
 };
 
+use ::http::HeaderValue;
 use api::{Controller, Endpoint};
-use daemon::{Keys, Shutdown};
+use daemon::{AppTokens, Keys, Shutdown};
 use discovery::Registry;
 use tokio::sync::watch;
 
@@ -37,9 +40,35 @@ pub struct Config {
 pub(crate) struct Shared {
     registry: Mutex<Registry>,
     changed: watch::Sender<u64>,
+    controller: Controller,
+    /// Where others find this registry.
+    peer: HeaderValue,
 }
 
 impl Shared {
+    fn new(controller: Controller, place: SocketAddr) -> Self {
+        Shared {
+            registry: Mutex::default(),
+            changed: watch::channel(0).0,
+            controller,
+            peer: HeaderValue::from_str(&place.to_string()).expect("addresses are plain text"),
+        }
+    }
+
+    /// Waits until the registry is as wanted: a change that the controller has kept comes back by the
+    /// stream that everybody follows.
+    async fn until(&self, is_so: impl Fn(&Registry) -> bool) {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            while !self.read(&is_so) {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(ECHO_PATIENCE, wait).await;
+    }
+
     fn read<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
         look(&self.registry.lock().expect("no panic while held"))
     }
@@ -51,16 +80,15 @@ impl Shared {
     }
 }
 
+/// How long a change may take to come back. Who asked for it is answered then in any case: it is kept.
+const ECHO_PATIENCE: Duration = Duration::from_secs(2);
 /// The gateway's address appears when the host's network has been set up.
 const GATEWAY_RETRY: Duration = Duration::from_millis(50);
 
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    let (changed, _) = watch::channel(0);
-    let shared = Arc::new(Shared {
-        registry: Mutex::default(),
-        changed,
-    });
     let controller = Controller::new(&config.controller)?;
+    let place = SocketAddr::from((config.gateway, config.http_port));
+    let shared = Arc::new(Shared::new(controller.clone(), place));
     let followed = tokio::spawn(follow::run(shared.clone(), controller, shutdown.clone()));
     let expired = tokio::spawn(expire(shared.clone(), shutdown.clone()));
 
@@ -92,7 +120,11 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         config.domain,
         config.gateway.into(),
     ));
-    let router = http::router(shared, config.keys);
+    let gate = access::Gate {
+        tokens: AppTokens::new(&config.controller.key),
+        keys: config.keys,
+    };
+    let router = http::router(shared, gate);
     tokio::join!(
         dns::serve_udp(Arc::new(udp), names.clone(), shutdown.clone()),
         dns::serve_tcp(tcp, names, shutdown.clone()),

@@ -142,14 +142,14 @@ mod tests {
                 "shop-web".to_owned(),
                 Service {
                     instances: vec![instance(2)],
-                    leader: None,
+                    ..Service::default()
                 },
             ),
             (
                 name_of_service,
                 Service {
                     instances,
-                    leader: None,
+                    ..Service::default()
                 },
             ),
         ]);

@@ -11,4 +11,4 @@ mod names;
 mod registry;
 
 pub use names::{Answer, Question, QuestionKind, answer, reads_as};
-pub use registry::{Change, LEASE, Registry, Service, changes};
+pub use registry::{Change, LEASE, Owner, Refused, Registry, Service, changes};

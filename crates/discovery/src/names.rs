@@ -168,14 +168,15 @@ mod tests {
         };
         let instances = (2..7).map(|last| instance(&format!("i{last}"), last)).collect();
         let mut registry = Registry::default();
-        registry.set_cluster([(
-            "shop-web".to_owned(),
-            Service {
-                instances,
-                leader: Some("i4".into()),
-            },
-        )]);
-        registry.create("empty");
+        let shop = Service {
+            instances,
+            leader: Some("i4".into()),
+            row: None,
+        };
+        registry.set_cluster([
+            ("shop-web".to_owned(), shop),
+            ("empty".to_owned(), Service::default()),
+        ]);
         registry
     }
 

@@ -49,13 +49,11 @@ fn registry() -> Registry {
     };
     let instances = (2..7).map(instance).collect();
     let mut registry = Registry::default();
-    registry.set_cluster([(
-        "shop-web".to_owned(),
-        Service {
-            instances,
-            leader: Some("i4".into()),
-        },
-    )]);
-    registry.create("empty");
+    let shop = Service {
+        instances,
+        leader: Some("i4".into()),
+        row: None,
+    };
+    registry.set_cluster([("shop-web".to_owned(), shop), ("empty".to_owned(), Service::default())]);
     registry
 }

@@ -7,7 +7,7 @@ use types::{Instance, ServiceMeta};
 use crate::{
     document::Api,
     example,
-    operation::{Operation, delete, get, put},
+    operation::{Access, Operation, delete, get, put},
 };
 
 pub fn api() -> Api {
@@ -20,10 +20,27 @@ pub fn api() -> Api {
         server: "http://100.100.0.1:1111",
         not_found_is_empty: false,
         groups: vec![
-            ("Services", "Names under which instances are found.", services()),
-            ("Instances", "Places where a service answers.", instances()),
+            (
+                "Services",
+                "Names under which instances are found.",
+                for_own_app(services()),
+            ),
+            (
+                "Instances",
+                "Places where a service answers.",
+                for_own_app(instances()),
+            ),
         ],
     }
+}
+
+fn for_own_app(operations: Vec<Operation>) -> Vec<Operation> {
+    let when = "No key (the body is empty then), or the key of another app's job.";
+    let explained = operations.into_iter().map(|operation| match operation.access {
+        Access::Open => operation,
+        _ => operation.may_fail(401, when),
+    });
+    explained.collect()
 }
 
 fn services() -> Vec<Operation> {
@@ -33,7 +50,8 @@ fn services() -> Vec<Operation> {
         get("/ping", "Answers").open(),
         put("/services/{service}", "Makes a service known")
             .about("Also before it has instances. The body may be left out.")
-            .takes::<ServiceConfig>(json!({"leader_type": "oldest"})),
+            .takes::<ServiceConfig>(json!({"leader_type": "oldest"}))
+            .may_fail(409, "The app has too many services."),
         get("/services/{service}", "Follows a service")
             .about("What there is, `current`, then every change of instances, leader and metadata.")
             .streams::<Event>(event),

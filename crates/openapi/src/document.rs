@@ -127,7 +127,7 @@ impl Api {
         }
         if let Some(request) = &operation.request {
             described["requestBody"] = json!({"required": true, "content": {
-                "application/json": content(request, reader)}});
+                operation.request_type: content(request, reader)}});
         }
         match operation.access {
             Access::Key => {}
@@ -209,6 +209,7 @@ fn error_response(status: u16, when: &str) -> Value {
     use api::Code;
     let codes = [
         Code::ValidationError,
+        Code::Unauthorized,
         Code::NotFound,
         Code::Conflict,
         Code::PreconditionFailed,

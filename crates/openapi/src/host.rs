@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use api::{
     host::{ActiveJob, AttachReq, HostEvent, HostStatus, ResourceCheck},
+    sinks::{HostSink, NewSink},
     wire::{NewExec, StatusAnswer},
 };
 use serde_json::{Value, json};
@@ -49,6 +50,15 @@ fn active_job() -> Value {
         },
         "host_id": "host0", "internal_ip": "100.100.0.2", "pid": 4711, "status": 1,
         "created_at": example::TIME, "started_at": example::TIME,
+    })
+}
+
+fn sink() -> Value {
+    json!({
+        "id": "14ca7c62-0fbb-4051-8f0f-e4a9bce79644", "kind": "syslog", "host_managed": true,
+        "config": {"url": "syslog://logs.example.com:514"}, "created_at": example::TIME,
+        "updated_at": example::TIME,
+        "status": {"connected": true, "behind_bytes": 0, "lines_sent": 170, "lines_lost": 0},
     })
 }
 
@@ -115,6 +125,16 @@ fn host() -> Vec<Operation> {
             .gives::<Vec<String>>(json!([
                 "1b4f0e9851971998e732078544c96b36c3d01cedf7caa332359d6f1d83567014"
             ])),
+        get("/sinks", "Lists where the host ships logs, and how each gets on").gives_list::<HostSink>(sink()),
+        put("/sinks/{sink}", "Ships the logs of this host alone to a sink")
+            .takes::<NewSink>(json!({"kind": "syslog", "config": {"url": "syslog://logs.example.com:514"}}))
+            .gives::<HostSink>(sink())
+            .may_fail(
+                409,
+                "There is such a sink with another configuration, or it is the cluster's.",
+            ),
+        delete("/sinks/{sink}", "Removes a sink of this host alone")
+            .may_fail(409, "The sink is the cluster's."),
         get("/.well-known/status", "Whether the host works")
             .gives::<StatusAnswer>(json!({"data": {"status": "healthy", "version": "v0.1.0"}})),
     ]

@@ -66,6 +66,8 @@ pub struct Operation {
     pub about: &'static str,
     pub parameters: Vec<Parameter>,
     pub request: Option<Shape>,
+    /// Of the request's body.
+    pub request_type: &'static str,
     pub success: Success,
     /// Status and when it comes, beyond those that follow from the operation's form.
     pub failures: Vec<(u16, &'static str)>,
@@ -97,6 +99,7 @@ impl Operation {
             about: "",
             parameters: vec![],
             request: None,
+            request_type: "application/json",
             success: Success::Empty,
             failures: vec![],
             access: Access::Key,
@@ -157,6 +160,16 @@ impl Operation {
             schema: schema_of::<T>,
             example,
         });
+        self
+    }
+
+    /// A body that is no JSON value.
+    pub fn takes_bytes(mut self, content_type: &'static str) -> Self {
+        self.request = Some(Shape {
+            schema: |_| schemars::json_schema!({"type": "string", "format": "binary"}),
+            example: Value::String("…".into()),
+        });
+        self.request_type = content_type;
         self
     }
 

@@ -17,7 +17,7 @@ use daemon::{Keys, Principal, Shutdown, StateDir};
 use types::{AppId, JobId};
 
 pub const HOST: &str = "host0";
-const KEY: &str = "a-key-for-tests-only";
+pub const KEY: &str = "a-key-for-tests-only";
 /// Only a test that fails takes as long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

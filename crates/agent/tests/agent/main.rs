@@ -2,6 +2,7 @@
 //! ([`sim`], every point at which it may be killed), and with real ones ([`real`], needs root).
 
 mod controller;
+mod described;
 mod life;
 mod machine;
 mod real;

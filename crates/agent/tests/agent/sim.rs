@@ -14,8 +14,8 @@ use crate::{
     machine::{Fuse, Machine},
 };
 
-struct World {
-    controller: Controller,
+pub struct World {
+    pub controller: Controller,
     machine: Machine,
     setup: Setup,
     layer: String,
@@ -23,7 +23,7 @@ struct World {
 }
 
 impl World {
-    async fn new(fuse: Fuse) -> World {
+    pub async fn new(fuse: Fuse) -> World {
         let dir = tempfile::tempdir().unwrap();
         let layer = "ab".repeat(32);
         let state = StateDir::new(dir.path());
@@ -47,14 +47,14 @@ impl World {
         }
     }
 
-    fn life(&self) -> Life {
+    pub fn life(&self) -> Life {
         Life::begin(
             &self.setup,
             Some((Arc::new(self.machine.clone()), Arc::new(self.machine.clone()))),
         )
     }
 
-    fn job(&self) -> HostJob {
+    pub fn job(&self) -> HostJob {
         job(&self.layer, &["serve"])
     }
 
@@ -62,7 +62,7 @@ impl World {
         StateDir::new(&self.setup.state).job(id)
     }
 
-    async fn up(&self, id: JobId) {
+    pub async fn up(&self, id: JobId) {
         until("the job is up", || self.controller.state().is_up(id)).await;
     }
 

@@ -36,6 +36,7 @@ pub fn of_rejection(rejection: Rejection) -> Error {
         Rejection::NotFound { .. } => Error::not_found(),
         Rejection::Exists { message } => Error::new(Code::ObjectExists, message),
         Rejection::Conflict { message } => Error::conflict(message),
+        Rejection::Stale { message } => Error::new(Code::PreconditionFailed, message),
         Rejection::Invalid { field: "", message } => Error::invalid(message),
         Rejection::Invalid { field, message } => Error::validation(field, message),
     }

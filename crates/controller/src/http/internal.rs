@@ -105,6 +105,22 @@ pub async fn apps(Extract(controller): Shared) -> Json<Vec<AppId>> {
     )
 }
 
+/// What is known of a service beside its instances, as it is after the change.
+pub async fn change_service(
+    Extract(controller): Shared,
+    Path(service): Path<String>,
+    Body(update): Body<api::discoverd::ServiceUpdate>,
+) -> Result<Json<Option<std::sync::Arc<types::ServiceRow>>>, Failure> {
+    controller
+        .write(Change::Service {
+            service: service.clone(),
+            app: update.app,
+            change: update.change,
+        })
+        .await?;
+    Ok(Json(controller.state().services.get(&service).cloned()))
+}
+
 /// All instances of all services: what discovery answers from.
 pub async fn services(Extract(controller): Shared) -> Response {
     event_stream(feed::follow_services(controller))

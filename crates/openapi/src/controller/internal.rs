@@ -1,6 +1,9 @@
-use api::host::{Assignment, HostReport, JobReport, RouterReport, ServiceView};
+use api::{
+    discoverd::ServiceUpdate,
+    host::{Assignment, HostReport, JobReport, RouterReport, ServiceView},
+};
 use serde_json::{Value, json};
-use types::AppId;
+use types::{AppId, ServiceRow};
 
 use crate::{
     example,
@@ -31,6 +34,14 @@ pub fn operations() -> Vec<Operation> {
         get("/internal/apps", "Apps whose files are kept").gives_list::<AppId>(json!(example::APP)),
         get("/internal/services", "All services with their instances")
             .streams::<Vec<ServiceView>>(json!([{"name": "shop-web", "instances": [example::instance()]}])),
+        post(
+            "/internal/services/{service}",
+            "A registry passes on what was said of a service",
+        )
+        .takes::<ServiceUpdate>(json!({"change": {"do": "create", "leader_type": "oldest"}}))
+        .gives::<Option<ServiceRow>>(json!({"name": "shop-web", "leader_type": "oldest"}))
+        .may_fail(409, "It is another app's, or has a value already.")
+        .may_fail(412, "The value that was to be replaced is not the current one."),
     ];
     operations.into_iter().map(Operation::internal).collect()
 }

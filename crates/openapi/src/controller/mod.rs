@@ -64,7 +64,7 @@ pub fn api() -> Api {
                  contract of 2021.",
                 attempts::operations(),
             ),
-("Sinks", "Where logs are shipped.", sinks::operations()),
+            ("Sinks", "Where logs are shipped.", sinks::operations()),
             ("Cluster", "The cluster about itself.", cluster::operations()),
             (
                 "Internal",
