@@ -30,8 +30,8 @@ mod reconcile;
 mod report;
 mod spec;
 mod start;
-mod streams;
 mod storage;
+mod streams;
 mod table;
 mod volumes;
 

@@ -36,7 +36,10 @@ pub struct About {
 
 impl About {
     pub fn tags(&self) -> BTreeMap<String, String> {
-        self.tags.read().expect("nothing panics while it holds this").clone()
+        self.tags
+            .read()
+            .expect("nothing panics while it holds this")
+            .clone()
     }
 
     pub fn set_tags(&self, tags: BTreeMap<String, String>) {

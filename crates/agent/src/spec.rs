@@ -55,6 +55,7 @@ pub struct Facts {
     /// The host's authorities, where it has them.
     pub ca_bundle: Option<PathBuf>,
     pub log: Option<PathBuf>,
+    pub volumes: Vec<Bind>,
 }
 
 /// What is wrong with the job is said in words for its owner.
@@ -74,6 +75,7 @@ pub fn build(job: &HostJob, facts: &Facts) -> Result<Spec, String> {
         .iter()
         .map(bind)
         .collect::<Result<Vec<Bind>, String>>()?;
+    binds.extend(facts.volumes.iter().cloned());
     if let Some(bundle) = &facts.ca_bundle {
         binds.push(Bind {
             source: bundle.clone(),
@@ -262,6 +264,7 @@ mod tests {
             layers: vec!["/layers/a.erofs".into()],
             ca_bundle: Some("/host/ca.crt".into()),
             log: None,
+            volumes: Vec::new(),
         }
     }
 

@@ -112,7 +112,11 @@ fn prepare(
     lease: &Lease,
 ) -> Result<(JobRecord, container::Spec), String> {
     let settings = &agent.settings;
-    let name = entry.job.metadata.get(HostJob::APP_NAME).map_or("", String::as_str);
+    let name = entry
+        .job
+        .metadata
+        .get(HostJob::APP_NAME)
+        .map_or("", String::as_str);
     let record = JobRecord {
         job: HostJob::clone(&entry.job),
         lease: lease.clone(),
@@ -147,7 +151,9 @@ fn prepare(
             layers,
             ca_bundle: settings.ca_bundle.clone(),
             log,
-            volumes: agent.volumes.binds(&entry.job, uid, entry.job.config.gid.unwrap_or(uid))?,
+            volumes: agent
+                .volumes
+                .binds(&entry.job, uid, entry.job.config.gid.unwrap_or(uid))?,
         },
     )?;
     agent

@@ -1,9 +1,9 @@
 //! Providers, resources and volumes as typed calls.
 
 use serde_json::json;
-use types::{Provider, Resource, Volume};
+use types::{HostId, Provider, Resource, Volume, VolumeId, VolumeReport};
 
-use crate::{ClientError, Controller, client::escape};
+use crate::{ClientError, Controller, client::escape, wire};
 
 type Result<T> = std::result::Result<T, ClientError>;
 
@@ -49,6 +49,22 @@ impl Controller {
 
     pub async fn volumes(&self) -> Result<Vec<Volume>> {
         self.client().get("/volumes").await
+    }
+
+    /// What a host says of a volume.
+    pub async fn report_volume(&self, host: &HostId, volume: VolumeId, report: VolumeReport) -> Result<()> {
+        let path = format!("/internal/hosts/{host}/volumes/{volume}");
+        self.client().send(http::Method::POST, &path, Some(&report)).await
+    }
+
+    /// Makes a volume on a host, or changes the metadata of one.
+    pub async fn put_volume(&self, volume: VolumeId, new: &wire::NewVolume) -> Result<Volume> {
+        self.client().put(&format!("/volumes/{volume}"), new).await
+    }
+
+    /// Destroys a volume that no job has, and what is in it.
+    pub async fn destroy_volume(&self, volume: VolumeId) -> Result<()> {
+        self.client().delete(&format!("/volumes/{volume}")).await
     }
 
     pub async fn app_volumes(&self, app: &str) -> Result<Vec<Volume>> {

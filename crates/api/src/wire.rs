@@ -155,6 +155,8 @@ pub struct Job {
     pub state: JobState,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<types::VolumeId>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,6 +197,7 @@ impl Job {
             process_type: job.process_type.clone(),
             state: job.state,
             args,
+            volumes: job.volumes.clone(),
             meta: job.meta.clone(),
             exit_status: job.exit.as_ref().map(Exit::status),
             host_error,
@@ -215,6 +218,28 @@ impl Job {
             self.id.clone()
         }
     }
+}
+
+/// `PUT /volumes/:volume`: a volume to be made on a host, or the metadata of one that is there. Its
+/// state is the host's to say.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct NewVolume {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete_on_stop: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<HostId>,
+    #[serde(rename = "type", default)]
+    pub kind: types::VolumeType,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseId>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub job_type: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
 }
 
 /// `POST /apps/:app/jobs`: a one-off job.
@@ -242,6 +267,9 @@ pub struct NewJob {
     pub disable_log: bool,
     #[serde(default)]
     pub resources: Resources,
+    /// A volume at `/data` that goes when the job ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub data: bool,
     /// The process type whose volumes the job is to have.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub mounts_from: String,

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use api::{
-    host::{Assignment, HostJob},
+    host::{Assignment, HostJob, HostVolume},
     sse,
 };
 use bytes::Bytes;
 use state::State;
-use types::{HostId, Job, JobId, JobState};
+use types::{HostId, Job, JobId, JobState, Volume, VolumeId, VolumeState};
 
 use crate::{Controller, host_job};
 
@@ -39,6 +39,38 @@ fn tell(state: &State, job: &Job, before: Option<&Told>) -> Option<Told> {
     }
 }
 
+/// The host's volumes that have to be made or removed.
+fn volumes(state: &State, host: &HostId) -> BTreeMap<VolumeId, VolumeState> {
+    let to_do = state
+        .volumes
+        .values()
+        .filter(|volume| volume.host_id == *host && volume.state != VolumeState::Created);
+    to_do.map(|volume| (volume.id, volume.state)).collect()
+}
+
+fn tell_volume(state: &State, volume: &Volume) -> Assignment {
+    let mut meta = volume.meta.clone();
+    let app = volume.app.and_then(|app| state.apps.get(&app));
+    let about = [
+        (HostJob::APP, volume.app.map(|app| app.to_string())),
+        (HostJob::APP_NAME, app.map(|app| app.name.clone())),
+        (HostJob::TYPE, Some(volume.job_type.clone())),
+        (HostVolume::PATH, Some(volume.path.clone())),
+    ];
+    for (key, value) in about {
+        let value = value.filter(|value| !value.is_empty());
+        meta.extend(value.map(|value| (key.to_owned(), value)));
+    }
+    Assignment::Volume {
+        volume: HostVolume {
+            id: volume.id,
+            state: volume.state,
+            meta,
+            created_at: volume.created_at,
+        },
+    }
+}
+
 /// Messages that bring a host from what it was told to what is wanted now.
 fn changes(before: &BTreeMap<JobId, Told>, now: &BTreeMap<JobId, Told>) -> Vec<Assignment> {
     let changed = now.iter().filter(|(job, told)| before.get(job) != Some(told));
@@ -63,19 +95,29 @@ pub fn follow(controller: Controller, host: HostId) -> impl futures::Stream<Item
         controller,
         host,
         wakes,
-        BTreeMap::new(),
+        (BTreeMap::new(), BTreeMap::new()),
         VecDeque::<Bytes>::new(),
         true,
     );
     futures::stream::unfold(
         state,
-        |(controller, host, mut wakes, mut told, mut ready, mut is_first)| async move {
+        |(controller, host, mut wakes, (mut told, mut told_volumes), mut ready, mut is_first)| async move {
             loop {
                 if let Some(message) = ready.pop_front() {
+                    let told = (told, told_volumes);
                     return Some((message, (controller, host, wakes, told, ready, is_first)));
                 }
                 wakes.borrow_and_update();
-                let now = wanted(&controller.state(), &host, &told);
+                let state = controller.state();
+                // Volumes first: a job that is begun finds what is to be there.
+                let to_do = volumes(&state, &host);
+                let news = to_do
+                    .iter()
+                    .filter(|(id, state)| told_volumes.get(*id) != Some(*state));
+                let news = news.filter_map(|(id, _)| state.volumes.get(id));
+                ready.extend(news.map(|volume| sse::message(&tell_volume(&state, volume))));
+                told_volumes = to_do;
+                let now = wanted(&state, &host, &told);
                 ready.extend(changes(&told, &now).iter().map(sse::message));
                 told = now;
                 if std::mem::take(&mut is_first) {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use api::host::{ContainerConfig, HostJob, HostPort, HostService, Mountspec};
+use api::host::{ContainerConfig, HostJob, HostPort, HostService, Mountspec, VolumeBinding};
 use state::State;
-use types::{Artifact, Entrypoint, Job, OneOff, Port, ProcessType};
+use types::{Artifact, Entrypoint, Job, OneOff, Port, ProcessType, VolumeState};
 
 /// Seconds between SIGTERM and SIGKILL where a process type says nothing else.
 pub const STOP_TIMEOUT_S: u32 = 30;
@@ -90,6 +90,7 @@ pub fn host_job(state: &State, job: &Job) -> Option<HostJob> {
             stdin: one_off.is_some_and(|one_off| one_off.attached),
             env,
             mounts: one_off.map(|one_off| one_off.mounts.clone()).unwrap_or_default(),
+            volumes: volumes(state, job)?,
             ports: ports(&app.name, &job.process_type, process),
             working_dir: entrypoint.cwd.clone(),
             uid: entrypoint.uid,
@@ -106,6 +107,23 @@ pub fn host_job(state: &State, job: &Job) -> Option<HostJob> {
         },
         profiles: one_off.map(profiles).unwrap_or_default(),
     })
+}
+
+/// Its volumes, outer paths before what is mounted within them.
+fn volumes(state: &State, job: &Job) -> Option<Vec<VolumeBinding>> {
+    let rows: Option<Vec<_>> = job.volumes.iter().map(|id| state.volumes.get(id)).collect();
+    let mut bindings: Vec<_> = rows?
+        .into_iter()
+        .map(|volume| VolumeBinding {
+            target: volume.path.clone(),
+            volume: volume.id,
+            writeable: true,
+            delete_on_stop: volume.delete_on_stop,
+            is_new: volume.state == VolumeState::Pending,
+        })
+        .collect();
+    bindings.sort_by(|one, other| one.target.cmp(&other.target));
+    Some(bindings)
 }
 
 /// What the job runs, for the API: the command without the image's own start script is what users

@@ -49,7 +49,7 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
 }
 
 /// The part of the state that the scheduler decides by.
-fn cluster(state: &State) -> Cluster {
+pub(crate) fn cluster(state: &State) -> Cluster {
     Cluster {
         apps: state.apps.clone(),
         releases: state.releases.clone(),
@@ -68,6 +68,7 @@ fn cluster(state: &State) -> Cluster {
             .collect(),
         jobs: state.jobs.clone(),
         hosts: state.hosts.clone(),
+        volumes: state.volumes.clone(),
         revision: state.revision,
     }
 }
@@ -93,7 +94,7 @@ async fn execute(controller: &Controller, state: &Arc<State>, plan: Plan) -> Res
 }
 
 /// The command of an action.
-fn change(action: Action) -> Change {
+pub(crate) fn change(action: Action) -> Change {
     let status = |deployment, status, error| Change::SetDeploymentStatus {
         deployment,
         status,
@@ -101,9 +102,19 @@ fn change(action: Action) -> Change {
     };
     match action {
         Action::CreateJob { job, .. } => Change::CreateJob { job },
-        Action::PlaceJob { job, host, .. } => Change::Job {
+        Action::PlaceJob {
             job,
-            change: JobChange::Place { host },
+            host,
+            volumes,
+            new_volumes,
+            ..
+        } => Change::Job {
+            job,
+            change: JobChange::Place {
+                host,
+                volumes,
+                new_volumes,
+            },
         },
         Action::ExplainJob { job, waiting, .. } => Change::Job {
             job,

@@ -98,6 +98,7 @@ fn cluster(state: &State) -> Cluster {
             .collect(),
         jobs: state.jobs.clone(),
         hosts: state.hosts.clone(),
+        volumes: state.volumes.clone(),
         revision: state.revision,
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 
 use types::{
     AppId, DeploymentId, Formation, HostId, Job, JobId, Processes, ReleaseId, ScaleRequestId, StopReason,
+    Volume, VolumeId,
 };
 
 #[derive(Debug, Clone, PartialEq)]
@@ -20,10 +21,14 @@ pub enum Action {
         job: Job,
         label: String,
     },
-    /// Pending → starting on this host; clears `waiting`.
+    /// Pending → starting on this host; clears `waiting`. All of it or nothing.
     PlaceJob {
         job: JobId,
         host: HostId,
+        /// What it gets there, in the order of its requests.
+        volumes: Vec<VolumeId>,
+        /// The rows of those that are new.
+        new_volumes: Vec<Volume>,
         label: String,
     },
     /// Why a pending job waits.
@@ -95,7 +100,22 @@ impl fmt::Display for Action {
                 }
                 Ok(())
             }
-            Action::PlaceJob { host, label, .. } => write!(f, "start {label} on {host}"),
+            Action::PlaceJob {
+                host,
+                volumes,
+                new_volumes,
+                label,
+                ..
+            } => {
+                write!(f, "start {label} on {host}")?;
+                for id in volumes {
+                    match new_volumes.iter().find(|volume| volume.id == *id) {
+                        Some(volume) => write!(f, " with a new volume at {}", volume.path)?,
+                        None => write!(f, " with volume {id}")?,
+                    }
+                }
+                Ok(())
+            }
             Action::ExplainJob { waiting, label, .. } => write!(f, "wait {label}: {waiting}"),
             Action::StopJob { reason, label, .. } => {
                 let reason = match reason {

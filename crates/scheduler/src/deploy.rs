@@ -13,6 +13,9 @@
 //! Old jobs are stopped only when new ones serve, except by one-down-one-up. What ends is drained by
 //! the jobs' own stopping; a deployment that completes does not wait for it.
 //!
+//! A type whose volumes go on from one release to the next is replaced one job at a time, old ones
+//! first, by every strategy: two releases cannot have one volume.
+//!
 //! Replicated databases (`sirenia`) are deployed one-by-one: the youngest jobs are stopped first, so
 //! the primary, which is the oldest, goes last.
 
@@ -26,7 +29,7 @@ use types::{
 use crate::{
     Action, Wake, deploy_failure,
     index::{Index, Standing},
-    surplus,
+    surplus, volumes,
     wanted::Wanted,
 };
 
@@ -193,12 +196,30 @@ struct Rollout<'x, 'a> {
 
 impl<'a> Rollout<'_, 'a> {
     fn all_at_once(&mut self, new: &'a Release, target: &Processes, wake: &mut Wake) -> bool {
-        self.set_counts(new.id, target.clone());
+        let (handed_over, at_once): (Processes, Processes) = target
+            .iter()
+            .map(|(name, count)| (name.clone(), *count))
+            .partition(|(name, _)| self.hands_over(new, name));
+        let mut counts = self.counts(Some(new.id));
+        counts.retain(|name, _| handed_over.contains_key(name));
+        counts.extend(at_once.clone());
+        self.set_counts(new.id, counts);
         let mut is_ready = true;
-        for (name, count) in target {
+        for (name, count) in &at_once {
             is_ready &= self.is_ready(new, name, *count, wake);
         }
-        is_ready
+        is_ready && (handed_over.is_empty() || self.by_steps(new, &handed_over, Order::DownFirst, wake))
+    }
+
+    /// Whether jobs of the new release take over volumes of a type's old ones.
+    fn hands_over(&self, new: &Release, name: &str) -> bool {
+        let releases = &self.index.cluster.releases;
+        let old = self.deployment.old_release.filter(|old| *old != new.id);
+        let old = old.and_then(|old| releases.get(&old)?.processes.get(name));
+        let (Some(old), Some(new)) = (old, new.processes.get(name)) else {
+            return false;
+        };
+        volumes::lasting_paths(new).any(|path| volumes::lasting_paths(old).any(|of_old| of_old == path))
     }
 
     fn by_steps(&mut self, new: &'a Release, target: &Processes, order: Order, wake: &mut Wake) -> bool {
@@ -210,6 +231,10 @@ impl<'a> Rollout<'_, 'a> {
                 counts_new.get(name).copied().unwrap_or(0),
                 counts_old.get(name).copied().unwrap_or(0),
             );
+            let order = match self.hands_over(new, name) {
+                true => Order::DownFirst,
+                false => order,
+            };
             is_done = self.step_type(new, name, *count, order, &mut at, wake);
             if at.0 > 0 || counts_new.contains_key(name) {
                 counts_new.insert(name.clone(), at.0);

@@ -13,7 +13,7 @@ use crate::{
     META_HOST, META_REPLACES, Wake,
     index::{Group, GroupKey, Index, Standing},
     place::Need,
-    restart, surplus,
+    restart, surplus, volumes,
     wanted::{Want, Wanted},
 };
 
@@ -141,6 +141,8 @@ fn compare_counted<'a>(
             .as_ref()
             .and_then(|host| index.view(host))
             .is_none_or(|view| view.has(want.tags))
+            // Elsewhere it would be without its data.
+            || volumes::is_bound(want.process, job)
     };
     let (mut fitting, mut misplaced): (Vec<&Job>, Vec<&Job>) = active.into_iter().partition(fits);
 
@@ -236,6 +238,7 @@ fn new_job(
         host: None,
         one_off: None,
         meta,
+        volumes: vec![],
         run_at,
         restarts,
         waiting,

@@ -52,6 +52,7 @@ pub(crate) struct Index<'a> {
     /// Jobs without release and without being one-off: nobody can have wanted them.
     pub strays: Vec<&'a Job>,
     lost: Vec<(&'a Job, String)>,
+    lost_ids: BTreeSet<JobId>,
 }
 
 impl<'a> Index<'a> {
@@ -84,6 +85,7 @@ impl<'a> Index<'a> {
             one_offs: Vec::new(),
             strays: Vec::new(),
             lost: Vec::new(),
+            lost_ids: BTreeSet::new(),
         };
         index.sort_jobs();
         index
@@ -94,6 +96,7 @@ impl<'a> Index<'a> {
             let is_running = matches!(job.state, JobState::Starting | JobState::Up | JobState::Stopping);
             if is_running && let Some(why) = self.why_lost(job) {
                 self.lost.push((job, why));
+                self.lost_ids.insert(job.id);
                 continue;
             }
             if job.one_off.is_some() {
@@ -143,6 +146,11 @@ impl<'a> Index<'a> {
             why: why.clone(),
             label: self.label(job),
         })
+    }
+
+    /// Whether this plan declares it lost.
+    pub fn is_lost(&self, job: JobId) -> bool {
+        self.lost_ids.contains(&job)
     }
 
     pub fn group(&self, app: AppId, release: ReleaseId, process_type: &'a str) -> Option<&Group<'a>> {

@@ -9,6 +9,7 @@
 //! Cluster ─▶ deploy      moves the counts of two releases, ends deployments
 //!            diff        per (app, release, type): what is missing, what is too many
 //!            place       a host for every pending job, or the reason why there is none  ─▶ Plan
+//!            volumes     what of its type's data a job gets, which binds it to their host
 //! ```
 //!
 //! What a reader would get wrong:
@@ -30,13 +31,14 @@ mod index;
 mod place;
 mod restart;
 mod surplus;
+mod volumes;
 mod wanted;
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
 use types::{
     App, AppId, Deployment, DeploymentId, Formation, Host, HostId, Job, JobId, Release, ReleaseId,
-    ScaleRequest, ScaleRequestId, ScaleRequestState, Table, Timestamp,
+    ScaleRequest, ScaleRequestId, ScaleRequestState, Table, Timestamp, Volume, VolumeId,
 };
 
 pub use action::Action;
@@ -76,6 +78,7 @@ pub struct Cluster {
     /// All that have not ended, and those that ended lately.
     pub jobs: Table<JobId, Job>,
     pub hosts: Table<HostId, Host>,
+    pub volumes: Table<VolumeId, Volume>,
     /// Grows with every change of state: the ids of new jobs are derived from it, so that the same
     /// plan carried out twice makes each job once, and no two plans make the same.
     pub revision: u64,

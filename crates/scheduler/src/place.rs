@@ -13,12 +13,13 @@ use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
 };
 
-use types::{Job, ProcessType, Resources};
+use types::{Job, JobId, ProcessType, Resources, Timestamp, Volume, VolumeId};
 
 use crate::{
     Action, Cluster, META_HOST, Wake,
     diff::{Batch, Changes},
     index::{GroupKey, Index, Standing},
+    volumes::{self, Ask, Found, Pool},
 };
 
 /// What a process that declares nothing about memory counts for.
@@ -84,26 +85,68 @@ impl<'w> Need<'w> {
 }
 
 /// Emits, for each pending job old and new, its place or its reason to wait.
-pub(crate) fn place_all<'a>(
+pub(crate) fn place_all<'w, 'a>(
     index: &Index<'a>,
-    changes: &Changes<'_, 'a>,
+    changes: &'w Changes<'w, 'a>,
     wake: &mut Wake,
     actions: &mut Vec<Action>,
 ) {
     let mut places = Places::new(index);
-    let mut order: Vec<&Batch> = changes.batches.iter().collect();
-    order.sort_by_key(|batch| (batch.since().is_none(), batch.since()));
-    let placed: Vec<Vec<Placed>> = order
+    let mut units = units(index, changes);
+    // New ones wait from now on, so that they stand where they will stand in the next plan.
+    units.sort_by_key(|unit| (unit.since, unit.job));
+    let mut pool = Pool::new(index, changes);
+    let mut choosers = BTreeMap::new();
+    let placed: Vec<Vec<Placed>> = units
         .iter()
-        .map(|batch| places.place_batch(batch, wake))
+        .map(|unit| places.place_unit(unit, &mut pool, &mut choosers, wake))
         .collect();
     // Reasons are given when all is placed: they name what is free, and must still be true then.
-    for (batch, placed) in order.iter().zip(placed) {
+    for (unit, placed) in units.iter().zip(placed) {
         let mut reason = None;
         for entry in placed {
-            places.emit(batch, entry, &mut reason, actions);
+            places.emit(unit.batch, entry, &mut reason, actions);
         }
     }
+}
+
+/// What is placed in one go: a batch, or each job by itself where volumes are asked for, since which
+/// of them a job waits for must follow from its age alone.
+struct Unit<'b, 'a> {
+    since: Timestamp,
+    job: Option<JobId>,
+    batch: &'b Batch<'b, 'a>,
+    jobs: Vec<(&'b Job, bool)>,
+    asks: Vec<Ask<'a>>,
+}
+
+fn units<'b, 'a>(index: &Index<'a>, changes: &'b Changes<'b, 'a>) -> Vec<Unit<'b, 'a>> {
+    let mut units = Vec::with_capacity(changes.batches.len());
+    for batch in &changes.batches {
+        let asks = volumes::asks_of(index, batch);
+        let mut pending: Vec<&Job> = batch.pending.clone();
+        pending.sort_by_key(|job| (job.created_at, job.id));
+        let all = pending.into_iter().map(|job| (job, false));
+        let all = all.chain(batch.new.iter().map(|job| (job, true)));
+        if asks.is_empty() {
+            units.push(Unit {
+                since: batch.since().unwrap_or(index.now),
+                job: None,
+                batch,
+                jobs: all.collect(),
+                asks,
+            });
+            continue;
+        }
+        units.extend(all.map(|(job, is_new)| Unit {
+            since: job.created_at,
+            job: Some(job.id),
+            batch,
+            jobs: vec![(job, is_new)],
+            asks: asks.clone(),
+        }));
+    }
+    units
 }
 
 struct Places<'i, 'a> {
@@ -119,17 +162,23 @@ struct Slot {
     cpu_taken_milli: i64,
 }
 
-struct Placed<'b> {
+struct Placed<'b, 'a> {
     job: &'b Job,
     is_new: bool,
-    outcome: Outcome,
+    outcome: Outcome<'a>,
+    volumes: Vec<VolumeId>,
+    new_volumes: Vec<Volume>,
 }
 
-enum Outcome {
+enum Outcome<'a> {
     Host(u32),
     /// Its time has not come.
     Later,
     NoHost,
+    /// The host of its volume cannot take it.
+    NotAt(u32, &'a Volume),
+    /// Another job has its volume: in words.
+    Held(String),
 }
 
 impl<'i, 'a> Places<'i, 'a> {
@@ -218,18 +267,26 @@ impl<'i, 'a> Places<'i, 'a> {
         self.by_load.insert((self.load(at), at));
     }
 
-    fn place_batch<'b>(&mut self, batch: &'b Batch, wake: &mut Wake) -> Vec<Placed<'b>> {
-        let mut pending: Vec<&Job> = batch.pending.clone();
-        pending.sort_by_key(|job| (job.created_at, job.id));
-        let all = pending
-            .into_iter()
-            .map(|job| (job, false))
-            .chain(batch.new.iter().map(|job| (job, true)));
-        let mut chooser = Chooser::new(self.index, batch.key);
-        let mut placed = Vec::with_capacity(batch.pending.len() + batch.new.len());
-        for (job, is_new) in all {
+    fn place_unit<'b>(
+        &mut self,
+        unit: &Unit<'b, 'a>,
+        pool: &mut Pool<'a>,
+        choosers: &mut BTreeMap<Option<GroupKey<'a>>, Chooser>,
+        wake: &mut Wake,
+    ) -> Vec<Placed<'b, 'a>> {
+        let Unit { batch, jobs, asks, .. } = unit;
+        let mut chooser = choosers
+            .remove(&batch.key)
+            .filter(|_| unit.job.is_some() && batch.key.is_some())
+            .unwrap_or_else(|| Chooser::new(self.index, batch.key));
+        // Others were placed since.
+        chooser.heap = None;
+        let mut placed = Vec::with_capacity(jobs.len());
+        for &(job, is_new) in jobs {
             let outcome = if job.run_at.is_some_and(|run_at| wake.is_ahead(run_at)) {
                 Outcome::Later
+            } else if let Some(outcome) = self.place_by_volumes(job, batch.need, asks, pool) {
+                outcome
             } else if let Some(host) = job.meta.get(META_HOST) {
                 let position = self
                     .index
@@ -245,13 +302,58 @@ impl<'i, 'a> Places<'i, 'a> {
                 self.put(at, batch.need);
                 chooser.chosen(self, at);
             }
-            placed.push(Placed { job, is_new, outcome });
+            let (volumes, new_volumes) = match outcome {
+                Outcome::Host(at) => pool.take(self.index, job, asks, at),
+                _ => Default::default(),
+            };
+            placed.push(Placed {
+                job,
+                is_new,
+                outcome,
+                volumes,
+                new_volumes,
+            });
         }
+        choosers.insert(batch.key, chooser);
         placed
     }
 
+    /// Where a job has to go for its volumes, or why it waits; none if it has none yet.
+    fn place_by_volumes(
+        &self,
+        job: &Job,
+        need: Need,
+        asks: &[Ask<'a>],
+        pool: &mut Pool<'a>,
+    ) -> Option<Outcome<'a>> {
+        if asks.is_empty() {
+            return None;
+        }
+        let only = match job.meta.get(META_HOST) {
+            // There is no such host, as it will turn out.
+            Some(host) => Some(self.index.position(host)?),
+            None => None,
+        };
+        let outcome = match pool.find(job.app, asks, only) {
+            Found::Nothing => return None,
+            Found::Held(why) => Outcome::Held(why),
+            Found::Free(hosts) => match hosts.iter().find(|(at, _)| self.can_take(*at, need)) {
+                Some((at, _)) => return Some(Outcome::Host(*at)),
+                None => Outcome::NotAt(hosts[0].0, hosts[0].1),
+            },
+        };
+        pool.count_on(job.app, asks, only);
+        Some(outcome)
+    }
+
     fn emit(&self, batch: &Batch, entry: Placed, reason: &mut Option<String>, actions: &mut Vec<Action>) {
-        let Placed { job, is_new, outcome } = entry;
+        let Placed {
+            job,
+            is_new,
+            outcome,
+            volumes,
+            new_volumes,
+        } = entry;
         let label = self.index.label(job);
         let waiting = match &outcome {
             Outcome::Host(_) => String::new(),
@@ -259,6 +361,15 @@ impl<'i, 'a> Places<'i, 'a> {
             Outcome::Later => job
                 .run_at
                 .map_or_else(String::new, |run_at| format!("starts at {run_at}")),
+            Outcome::NotAt(at, volume) => {
+                let host = &self.index.hosts[*at as usize].host.id;
+                let why = self.why_not_on(host.as_str(), batch.need);
+                format!(
+                    "its volume {} at {} is on host {host}: {why}",
+                    volume.id, volume.path
+                )
+            }
+            Outcome::Held(why) => why.clone(),
             Outcome::NoHost => match job.meta.get(META_HOST) {
                 Some(host) => self.why_not_on(host, batch.need),
                 None => reason.get_or_insert_with(|| self.why_nowhere(batch.need)).clone(),
@@ -284,6 +395,8 @@ impl<'i, 'a> Places<'i, 'a> {
             actions.push(Action::PlaceJob {
                 job: job.id,
                 host,
+                volumes,
+                new_volumes,
                 label,
             });
         }
@@ -296,6 +409,9 @@ impl<'i, 'a> Places<'i, 'a> {
         if self.index.hosts[at as usize].standing != Standing::Up {
             return format!("host {host} does not answer");
         }
+        if !self.index.hosts[at as usize].has(need.tags) {
+            return format!("host {host} has not the tags {}", in_one(need.tags));
+        }
         let (needed, free) = (in_words(need.memory_bytes), in_words(self.memory_free_bytes(at)));
         format!("host {host} has not {needed} of memory free: it has {free}")
     }
@@ -305,10 +421,7 @@ impl<'i, 'a> Places<'i, 'a> {
         if self.by_load.is_empty() {
             return "no host is up".to_owned();
         }
-        let tags = need.tags.map_or_else(String::new, |tags| {
-            let tags: Vec<String> = tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            tags.join(" ")
-        });
+        let tags = in_one(need.tags);
         let mut fitting: Vec<u32> = up()
             .filter(|at| self.index.hosts[*at as usize].has(need.tags))
             .collect();
@@ -416,6 +529,12 @@ impl Chooser {
             heap.push(Reverse((*count, places.load(at), at)));
         }
     }
+}
+
+fn in_one(tags: Option<&BTreeMap<String, String>>) -> String {
+    let tags = tags.into_iter().flatten();
+    let tags: Vec<String> = tags.map(|(key, value)| format!("{key}={value}")).collect();
+    tags.join(" ")
 }
 
 /// `512 MB`, `2 GB`: binary units by their usual names, as memory is given everywhere else.

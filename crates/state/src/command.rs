@@ -19,6 +19,10 @@ pub struct Command {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one, a new job, is the common one, and none lives longer than its proposal"
+)]
 pub enum Change {
     /// With the route that every app gets, if it gets one.
     CreateApp {

@@ -11,7 +11,9 @@ pub const DEFAULT_DEPLOY_TIMEOUT_S: i32 = 120;
 pub const META_GC_RELEASES_MAX: &str = "gc.max_inactive_slug_releases";
 
 /// How a new release takes over from the old one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// Start everything new, wait until it is up, then stop everything old.

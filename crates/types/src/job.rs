@@ -4,10 +4,14 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AppId, ArtifactId, HostId, JobId, JobRef, ReleaseId, Resources, Timestamp};
+use crate::{
+    AppId, ArtifactId, HostId, JobId, JobRef, ReleaseId, Resources, Timestamp, VolumeId, VolumeRequest,
+};
 
 /// Where a job is in its life. It only ever moves down this list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// Wanted, and not placed on a host (yet).
@@ -130,6 +134,12 @@ pub struct OneOff {
     pub disable_log: bool,
     #[serde(default)]
     pub resources: Resources,
+    /// Volumes of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeRequest>,
+    /// The process type whose volumes it borrows, while none of that type's jobs has them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub volumes_from: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
     /// `build` loosens what package builds need; set by the platform only.
@@ -153,6 +163,9 @@ pub struct Job {
     pub one_off: Option<OneOff>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: BTreeMap<String, String>,
+    /// Attached when it was placed, in the order of their paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeId>,
     /// Not to be started before this: the back-off after crashes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_at: Option<Timestamp>,

@@ -31,6 +31,10 @@ pub struct ProcessType {
         deserialize_with = "null_is_default"
     )]
     pub volumes: Vec<VolumeRequest>,
+    /// Deprecated input of the original: a volume at `/data`. Never kept: [`ProcessType::tidy_volumes`]
+    /// says the same by `volumes`.
+    #[serde(default, skip_serializing)]
+    pub data: bool,
     /// One on every host instead of a count.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub omni: bool,

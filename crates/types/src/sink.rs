@@ -128,7 +128,7 @@ impl SyslogUrl {
         };
         let port = match port.strip_prefix(':') {
             None if port.is_empty() => PORT,
-            Some(port) if port.is_empty() => PORT,
+            Some("") => PORT,
             Some(port) => port
                 .parse()
                 .ok()

@@ -156,6 +156,17 @@ pub fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> R
     if !new.process_type.is_empty() {
         check_process_type(&new.process_type)?;
     }
+    let is_type = |name: &String| {
+        let of = release.and_then(|id| state.releases.get(&id));
+        of.is_some_and(|release| release.processes.contains_key(name))
+    };
+    if !new.mounts_from.is_empty() && !is_type(&new.mounts_from) {
+        let reason = format!(
+            "names {:?}, which is no process type of the release",
+            new.mounts_from
+        );
+        return Err(Error::validation("mounts_from", reason).into());
+    }
     super::releases::check_resources(&new.resources)?;
     let now = daemon::now();
     let mut meta = new.meta;
@@ -182,8 +193,8 @@ pub fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> R
             resources: new.resources,
             mounts: new.mounts,
             profile: new.profile,
-            volumes: vec![],
-            volumes_from: String::new(),
+            volumes: new.data.then(own_data).into_iter().collect(),
+            volumes_from: new.mounts_from,
         }),
         meta,
         run_at: None,
@@ -200,6 +211,14 @@ pub fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> R
         up_at: None,
         ended_at: None,
     })
+}
+
+/// The original's `data`: room that goes with the job.
+fn own_data() -> types::VolumeRequest {
+    types::VolumeRequest {
+        path: types::DATA_PATH.into(),
+        delete_on_stop: true,
+    }
 }
 
 type Upgradable = (Option<hyper::upgrade::OnUpgrade>, Request);

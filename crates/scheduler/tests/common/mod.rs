@@ -24,7 +24,7 @@ pub fn release_id(name: &str) -> ReleaseId {
 }
 
 /// Types of every release: `web` has a port, `worker` none, `agent` is omni, `strict` is killed when
-/// unhealthy.
+/// unhealthy, `store` has a volume at /data and one that goes with it, `local` is omni with the same.
 pub fn release(name: &str) -> Release {
     let with_port = |check: HealthCheck| ProcessType {
         ports: vec![Port {
@@ -36,6 +36,16 @@ pub fn release(name: &str) -> Release {
                 check: Some(check),
             }),
         }],
+        ..ProcessType::default()
+    };
+    let with_volumes = |omni: bool| ProcessType {
+        volumes: [("/data", false), ("/tmp/x", true)]
+            .map(|(path, delete_on_stop)| VolumeRequest {
+                path: path.into(),
+                delete_on_stop,
+            })
+            .to_vec(),
+        omni,
         ..ProcessType::default()
     };
     let tcp = HealthCheck {
@@ -65,6 +75,8 @@ pub fn release(name: &str) -> Release {
                 },
             ),
             ("strict".to_owned(), with_port(strict)),
+            ("store".to_owned(), with_volumes(false)),
+            ("local".to_owned(), with_volumes(true)),
         ]
         .into(),
         created_at: NOW - Duration::from_secs(10_000),
@@ -109,6 +121,7 @@ pub fn job(name: &str, release: &str, process_type: &str) -> Job {
         host: None,
         one_off: None,
         meta: BTreeMap::new(),
+        volumes: vec![],
         run_at: None,
         restarts: 0,
         waiting: String::new(),
@@ -237,6 +250,7 @@ impl World {
                 let row = self.cluster.releases.get_mut(&release_id(words[0])).unwrap();
                 Arc::make_mut(row).processes.remove(words[1]);
             }
+            "volume" => self.say_volume(words),
             "deleted" => drop(self.cluster.apps.remove(&app_id())),
             "job" => self.say_job(words),
             "deploy" => self.say_deploy(words),
@@ -302,6 +316,41 @@ impl World {
         }
         self.name(words[0], row.id.0);
         self.cluster.jobs.insert(row.id, Arc::new(row));
+    }
+
+    /// `volume NAME TYPE HOST [job=NAME age=… decommissioned]`, at /data.
+    fn say_volume(&mut self, words: &[&str]) {
+        let mut row = Volume {
+            path: "/data".into(),
+            delete_on_stop: false,
+            id: VolumeId(id_of(words[0])),
+            host_id: words[2].parse().unwrap(),
+            kind: VolumeType::Data,
+            state: VolumeState::Created,
+            app: Some(app_id()),
+            release: None,
+            job: None,
+            job_type: words[1].into(),
+            meta: BTreeMap::new(),
+            created_at: NOW - Duration::from_secs(1000),
+            updated_at: NOW,
+            decommissioned_at: None,
+        };
+        for word in &words[3..] {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            match key {
+                "job" => {
+                    row.job = Some(JobId(id_of(value)));
+                    let job = self.cluster.jobs.get_mut(&JobId(id_of(value))).unwrap();
+                    Arc::make_mut(job).volumes.push(row.id);
+                }
+                "age" => row.created_at = NOW - seconds(value),
+                "decommissioned" => row.decommissioned_at = Some(NOW),
+                _ => panic!("what is {key}?"),
+            }
+        }
+        self.name(words[0], row.id.0);
+        self.cluster.volumes.insert(row.id, Arc::new(row));
     }
 
     /// `deploy STRATEGY pending|running [age=… batch=… from=none] TYPE=COUNT…`, from v1 to v2.
@@ -386,12 +435,13 @@ pub fn apply(cluster: &mut Cluster, action: &Action, now: Timestamp) {
                 job.id
             );
         }
-        Action::PlaceJob { job, host, .. } => change(cluster, *job, now, |job| {
-            assert_eq!(job.state, JobState::Pending, "{} placed twice", job.id);
-            job.state = JobState::Starting;
-            job.host = Some(host.clone());
-            job.waiting.clear();
-        }),
+        Action::PlaceJob {
+            job,
+            host,
+            volumes,
+            new_volumes,
+            ..
+        } => attach(cluster, *job, host, volumes, new_volumes, now),
         Action::ExplainJob { job, waiting, .. } => change(cluster, *job, now, |job| {
             assert_eq!(job.state, JobState::Pending);
             assert_ne!(&job.waiting, waiting, "an explanation that changes nothing");
@@ -444,6 +494,42 @@ pub fn apply(cluster: &mut Cluster, action: &Action, now: Timestamp) {
             assert!(cluster.scale_requests.remove(request).is_some());
         }
     }
+}
+
+/// A job gets its host and its volumes: each is there, or is made, and nobody else has it.
+fn attach(
+    cluster: &mut Cluster,
+    id: JobId,
+    host: &HostId,
+    volumes: &[VolumeId],
+    new: &[Volume],
+    now: Timestamp,
+) {
+    let row = cluster.jobs[&id].clone();
+    assert_eq!(row.state, JobState::Pending, "{id} placed twice");
+    for volume in new {
+        assert_eq!((volume.job, volume.state), (None, VolumeState::Pending));
+        let before = cluster.volumes.insert(volume.id, Arc::new(volume.clone()));
+        assert!(before.is_none(), "volume {} made twice", volume.id);
+    }
+    for volume in volumes {
+        let found = Arc::make_mut(cluster.volumes.get_mut(volume).expect("a volume that exists"));
+        let holder = found.job.and_then(|job| cluster.jobs.get(&job));
+        assert!(
+            holder.is_none_or(|job| job.state == JobState::Down),
+            "volume {volume} has two jobs"
+        );
+        assert!(found.is_usable(), "volume {volume} is attached again");
+        assert_eq!(&found.host_id, host, "{id} is not where its volume is");
+        assert_eq!(found.app, Some(row.app));
+        found.job = Some(id);
+    }
+    change(cluster, id, now, |job| {
+        job.state = JobState::Starting;
+        job.host = Some(host.clone());
+        job.volumes = volumes.to_vec();
+        job.waiting.clear();
+    });
 }
 
 pub fn change(cluster: &mut Cluster, job: JobId, now: Timestamp, with: impl FnOnce(&mut Job)) {

@@ -43,6 +43,47 @@ pub fn monotone(cluster: &Cluster, made: &Plan, now: Timestamp, random: u64) {
     }
 }
 
+/// Nobody gets an empty volume while one of its kind is free, or is about to be, and nobody waits for it.
+pub fn data_are_used(before: &Cluster, made: &Plan, after: &Cluster) {
+    let placed = made.actions.iter().filter_map(|action| match action {
+        Action::PlaceJob { job, new_volumes, .. } => Some((*job, new_volumes)),
+        _ => None,
+    });
+    let lasting = placed
+        .flat_map(|(_, new)| new)
+        .filter(|volume| !volume.delete_on_stop);
+    for new in lasting.filter(|new| !is_omni(before, new)) {
+        let is_alike = |volume: &&Arc<Volume>| {
+            volume.app == new.app
+                && volume.job_type == new.job_type
+                && volume.path == new.path
+                && volume.is_usable()
+                && after.hosts.contains_key(&volume.host_id)
+        };
+        let is_idle = |volume: &&Arc<Volume>| {
+            let holder = volume.job.and_then(|job| after.jobs.get(&job));
+            holder.is_none_or(|job| matches!(job.state, JobState::Down | JobState::Stopping))
+        };
+        let idle = after.volumes.values().filter(is_alike).filter(is_idle).count();
+        let waits = |job: &&Arc<Job>| {
+            Some(job.app) == new.app && job.process_type == new.job_type && job.state == JobState::Pending
+        };
+        let waiting = after.jobs.values().filter(waits).count();
+        assert!(
+            idle <= waiting,
+            "{} is new while {idle} are idle and {waiting} wait",
+            new.id
+        );
+    }
+}
+
+fn is_omni(cluster: &Cluster, volume: &Volume) -> bool {
+    let release = volume.release.and_then(|release| cluster.releases.get(&release));
+    release
+        .and_then(|release| release.processes.get(&volume.job_type))
+        .is_some_and(|process| process.omni)
+}
+
 /// What must be true after a plan was carried out.
 pub fn hold(before: &Cluster, made: &Plan, after: &Cluster) {
     for job in after.jobs.values().filter(|job| job.state == JobState::Pending) {
@@ -114,11 +155,16 @@ fn counted(
         }
         return;
     }
+    // Data do not move, and so their jobs do not.
+    let is_bound =
+        |job: &Job| process.volumes.iter().any(|volume| !volume.delete_on_stop) && job.host.is_some();
     let is_placed_well = |job: &&&Arc<Job>| {
-        job.host
-            .as_ref()
-            .and_then(|host| after.hosts.get(host))
-            .is_none_or(|host| has_tags(host))
+        is_bound(job)
+            || job
+                .host
+                .as_ref()
+                .and_then(|host| after.hosts.get(host))
+                .is_none_or(|host| has_tags(host))
     };
     let well = active.iter().filter(is_placed_well).count();
     assert_eq!(well, count, "{name} of {release} has another count than wanted");
@@ -176,7 +222,13 @@ fn takes_over_first(before: &Cluster, made: &Plan, after: &Cluster, deployment: 
         let (was, is) = (count(before, name), count(after, name));
         let wanted = target.get(name).copied().unwrap_or(0) as usize;
         let taken_over = serving(after, deployment.new_release, name);
-        let is_safe = process.omni || is >= was || is + taken_over >= wanted;
+        let has_data = |process: &ProcessType| process.volumes.iter().any(|volume| !volume.delete_on_stop);
+        let of_old = before
+            .releases
+            .get(&old)
+            .and_then(|release| release.processes.get(name));
+        let hands_over = has_data(process) && of_old.is_some_and(has_data);
+        let is_safe = process.omni || hands_over || is >= was || is + taken_over >= wanted;
         assert!(
             is_safe,
             "{name} of the old release goes from {was} to {is}, the new has {taken_over} of {wanted}"

@@ -73,7 +73,7 @@ enum Quality {
     CannotStart,
 }
 
-const TYPES: [&str; 4] = ["web", "worker", "agent", "strict"];
+const TYPES: [&str; 6] = ["web", "worker", "agent", "strict", "store", "local"];
 const DEPLOY_TIMEOUT_S: i32 = 20;
 
 struct Simulation {
@@ -230,6 +230,7 @@ impl Simulation {
             "before its time, at {between}, it plans\n{early}"
         );
         laws::hold(&before, &made, &self.cluster);
+        laws::data_are_used(&before, &made, &self.cluster);
         self.wake_at = again.wake_at;
     }
 

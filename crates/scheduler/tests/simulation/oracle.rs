@@ -47,7 +47,13 @@ pub fn placements(before: &Cluster, made: &Plan) {
                 formations.insert((formation.app, formation.release), formation.clone().into());
             }
             Action::CreateJob { job, .. } => drop(jobs.insert(job.id, job.clone())),
-            Action::PlaceJob { job, host, .. } => {
+            Action::PlaceJob {
+                job,
+                host,
+                volumes,
+                new_volumes,
+                ..
+            } => {
                 let row = jobs[job].clone();
                 let need = needs(before, &row);
                 let formation = row
@@ -87,7 +93,13 @@ pub fn placements(before: &Cluster, made: &Plan) {
                     .map(|host| &**host)
                     .filter(can_take)
                     .min_by_key(key);
-                assert_eq!(best.map(|best| &best.id), Some(host), "the place of {job}");
+                // Where data are already, there is no choice.
+                if volumes.len() > new_volumes.len() {
+                    let chosen = before.hosts.get(host).map(|host| &**host);
+                    assert!(chosen.as_ref().is_some_and(can_take), "the place of {job}");
+                } else {
+                    assert_eq!(best.map(|best| &best.id), Some(host), "the place of {job}");
+                }
                 add(&mut taken, host, need);
                 jobs.get_mut(job).unwrap().host = Some(host.clone());
             }

@@ -143,7 +143,7 @@ impl Simulation {
             .filter(|job| job.is_active())
             .map(|job| job.id)
             .collect();
-        match self.random.below(24) {
+        match self.random.below(25) {
             0..=2 => {
                 let Some(id) = self.random.pick(&hosts) else {
                     return;
@@ -218,6 +218,15 @@ impl Simulation {
                 }
             }
             23 if apps.len() < 3 => self.add_app(),
+            24 => {
+                let volumes: Vec<VolumeId> = self.cluster.volumes.keys().copied().collect();
+                if let Some(id) = self.random.pick(&volumes) {
+                    self.tell(format!("users decommission {id}"));
+                    let now = self.now;
+                    let row = Arc::make_mut(self.cluster.volumes.get_mut(&id).unwrap());
+                    row.decommissioned_at = Some(now);
+                }
+            }
             _ => {}
         }
     }
