@@ -188,7 +188,14 @@ fn success(operation: &Operation, generator: &mut SchemaGenerator) -> Map<String
         Success::Bytes {
             content_type,
             example,
-        } => done(json!({(*content_type): {"schema": {"type": "string"}, "example": example}})),
+        } => {
+            // What is JSON and has no type here may be any.
+            let schema = match *content_type {
+                "application/json" => json!({}),
+                _ => json!({"type": "string"}),
+            };
+            done(json!({(*content_type): {"schema": schema, "example": example}}))
+        }
         Success::Events(shape) => done(json!({"text/event-stream": events(shape, generator)})),
         Success::JsonOrEvents(list, event) => done(json!({
             "application/json": content(list, generator),

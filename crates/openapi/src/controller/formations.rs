@@ -1,4 +1,5 @@
 use api::wire::{ExpandedFormation, FormationUpdate, NewScaleRequest};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use types::{Formation, ScaleRequest};
 
@@ -6,6 +7,14 @@ use crate::{
     example,
     operation::{Operation, delete, get, put},
 };
+
+/// By ids, or with what they stand for.
+#[derive(Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(untagged)]
+enum FormationAnswer {
+    Plain(Formation),
+    Expanded(Box<ExpandedFormation>),
+}
 
 pub fn operations() -> Vec<Operation> {
     let boolean = || json!({"type": "string", "enum": ["true", "false"]});
@@ -23,7 +32,7 @@ pub fn operations() -> Vec<Operation> {
         get("/apps/{app}/formations/{release}", "Shows the formation of a release")
             .about("With `expand=true` the app, the release and its images are in it whole.")
             .query("expand", "Whether to show what it refers to.", boolean(), json!("false"))
-            .gives::<Formation>(example::formation()),
+            .gives::<FormationAnswer>(example::formation()),
         put("/apps/{app}/formations/{release}", "Sets how many jobs of a release run")
             .about("Types that `processes` does not name keep their count.")
             .takes::<FormationUpdate>(json!({"processes": {"web": 2}}))

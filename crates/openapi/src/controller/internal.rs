@@ -3,7 +3,7 @@ use api::{
     host::{Assignment, HostReport, JobReport, RouterReport, ServiceView},
 };
 use serde_json::{Value, json};
-use types::{AppId, ServiceRow};
+use types::{AppId, ServiceRow, VolumeReport};
 
 use crate::{
     example,
@@ -34,6 +34,11 @@ pub fn operations() -> Vec<Operation> {
         get("/internal/apps", "Apps whose files are kept").gives_list::<AppId>(json!(example::APP)),
         get("/internal/services", "All services with their instances")
             .streams::<Vec<ServiceView>>(json!([{"name": "shop-web", "instances": [example::instance()]}])),
+        post(
+            "/internal/hosts/{host}/volumes/{volume}",
+            "What became of a volume",
+        )
+        .takes::<VolumeReport>(json!("created")),
         post(
             "/internal/services/{service}",
             "A registry passes on what was said of a service",

@@ -11,6 +11,7 @@ mod providers;
 mod releases;
 mod routes;
 mod sinks;
+mod volumes;
 
 use crate::document::Api;
 
@@ -63,6 +64,11 @@ pub fn api() -> Api {
                 "What a change would do; and layers of images, for moving apps between clusters. Additions to the \
                  contract of 2021.",
                 attempts::operations(),
+            ),
+            (
+                "Volumes",
+                "Directories that outlive the jobs that have them.",
+                volumes::operations(),
             ),
             ("Sinks", "Where logs are shipped.", sinks::operations()),
             ("Cluster", "The cluster about itself.", cluster::operations()),
