@@ -236,9 +236,8 @@ async fn register(
     }
     instance.id = id;
     // Who an instance is, is not for a job to say.
-    match caller.app() {
-        Some(app) => drop(instance.meta.insert("FLYNN_APP_ID".into(), app.to_string())),
-        None => {}
+    if let Some(app) = caller.app() {
+        instance.meta.insert("FLYNN_APP_ID".into(), app.to_string());
     }
     let registered =
         shared.change(|registry| registry.register(&service, instance, caller.app(), daemon::now()));

@@ -103,7 +103,11 @@ impl Server {
             address,
             provider: provide(shutdown.clone()).await,
             certificate,
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            // A connection for each request: the server closes one whose body it had no use for, and a
+            // client that is about to use it again would see that as a request without an answer.
+            client: Client::builder(TokioExecutor::new())
+                .pool_max_idle_per_host(0)
+                .build_http(),
             shutdown,
             _directory: directory,
         }
