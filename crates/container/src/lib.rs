@@ -22,8 +22,8 @@
 pub mod capability;
 pub mod cgroup;
 mod client;
-pub mod layers;
 pub mod delivery;
+pub mod layers;
 pub mod logline;
 pub mod loop_device;
 pub mod protocol;

@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn who_stops_its_heartbeat_is_forgotten_and_the_next_oldest_leads() {
         let mut registry = Registry::default();
-        let mut register = |registry: &mut Registry, id, seconds| {
+        let register = |registry: &mut Registry, id, seconds| {
             registry
                 .register("db", instance(id, 0), None, at(seconds))
                 .unwrap();

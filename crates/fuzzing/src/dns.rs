@@ -54,6 +54,9 @@ fn registry() -> Registry {
         leader: Some("i4".into()),
         row: None,
     };
-    registry.set_cluster([("shop-web".to_owned(), shop), ("empty".to_owned(), Service::default())]);
+    registry.set_cluster([
+        ("shop-web".to_owned(), shop),
+        ("empty".to_owned(), Service::default()),
+    ]);
     registry
 }

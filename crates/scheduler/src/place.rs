@@ -274,7 +274,9 @@ impl<'i, 'a> Places<'i, 'a> {
         choosers: &mut BTreeMap<Option<GroupKey<'a>>, Chooser>,
         wake: &mut Wake,
     ) -> Vec<Placed<'b, 'a>> {
-        let Unit { batch, jobs, asks, .. } = unit;
+        let Unit {
+            batch, jobs, asks, ..
+        } = unit;
         let mut chooser = choosers
             .remove(&batch.key)
             .filter(|_| unit.job.is_some() && batch.key.is_some())
