@@ -353,3 +353,35 @@ fn a_power_cut_loses_nothing_and_needs_nobody() -> Result<()> {
     );
     cluster.finish()
 }
+
+#[test]
+fn a_job_reads_the_registry_with_the_key_of_its_app() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.app("shop", &[Process::web(&server("hello"))], 1)?;
+    cluster.app("other", &[Process::web(&server("other"))], 1)?;
+    let ask = |service: &str| {
+        let script = format!(
+            r#"
+import json, os, base64, urllib.error, urllib.parse, urllib.request
+url = urllib.parse.urlsplit(os.environ["DISCOVERD"])
+where = f"http://{{url.hostname}}:{{url.port}}/services/{service}/instances"
+key = base64.b64encode(f"{{url.username}}:{{url.password}}".encode()).decode()
+request = urllib.request.Request(where, headers={{"Authorization": "Basic " + key}})
+try:
+    print(len(json.load(urllib.request.urlopen(request, timeout=10))))
+except urllib.error.HTTPError as error:
+    print(error.code)
+"#
+        );
+        let said = cluster.flynn(&["-a", "shop", "run", "python3", "-c", &script])?;
+        Ok::<_, anyhow::Error>(said.trim().to_owned())
+    };
+    let said = ask("shop-web")?;
+    ensure!(said == "1", "its own service has instances: {said}");
+    let said = ask("other-web")?;
+    ensure!(
+        said == "403" || said == "404",
+        "another app's service answers {said}"
+    );
+    cluster.finish()
+}

@@ -114,6 +114,13 @@ impl Machine {
                 command.env(variable, Path::new(&home).join(directory));
             }
         }
+        // What cargo tells its tests would make it build anew for a change of surroundings.
+        for (variable, _) in std::env::vars_os() {
+            let name = variable.to_string_lossy();
+            if name == "CARGO" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+                command.env_remove(&variable);
+            }
+        }
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .env("PATH", format!("{}:{path}", self.path("prefix/bin").display()))

@@ -74,7 +74,9 @@ async fn of_two_deployments_at_once_one_is_refused_and_the_other_goes_on() {
         world.release("shop", "three").await,
     );
     let bodies = vec![json!({ "id": one["id"] }), json!({ "id": two["id"] })];
+    world.hold(true);
     let answers = all_at_once(&world, "/apps/shop/deploy", bodies).await;
+    world.hold(false);
     assert_eq!(successes(&answers), 1, "{answers:?}");
     let (_, refused) = answers.iter().find(|(status, _)| *status != 200).unwrap();
     assert_eq!(
@@ -142,10 +144,12 @@ async fn a_scale_during_a_deployment_is_what_both_end_with() {
         .made("/apps/shop", json!({ "strategy": "one-by-one" }))
         .await;
     let new = world.release("shop", "two").await;
+    world.hold(true);
     let begun = world.deploy("shop", &new).await;
     let path = format!("/apps/shop/scale/{}", text(&old["id"]));
     let scaled = world.put(&path, json!({ "new_processes": { "web": 3 } })).await;
     assert_eq!(scaled.status, 200, "{}", scaled.text());
+    world.hold(false);
     let mut ended = Value::Null;
     world
         .wait_for("the deployment to end", async || {

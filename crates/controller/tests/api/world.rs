@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
+    sync::watch,
 };
 use types::{AppId, Exit};
 
@@ -38,6 +39,8 @@ impl LogSource for NoLogs {
 pub struct World {
     pub address: std::net::SocketAddr,
     shutdown: Shutdown,
+    /// While it is so, no job comes up.
+    is_held: watch::Sender<bool>,
     _directory: tempfile::TempDir,
 }
 
@@ -103,6 +106,7 @@ impl World {
         World {
             address,
             shutdown,
+            is_held: watch::Sender::new(false),
             _directory: directory,
         }
     }
@@ -299,10 +303,16 @@ impl World {
         waited.unwrap_or_else(|_| panic!("waited in vain for {what}"));
     }
 
+    /// Keeps a deployment under way: what the host is told to start does not come up until it is let go.
+    pub fn hold(&self, is_held: bool) {
+        self.is_held.send_replace(is_held);
+    }
+
     /// A host that starts and stops what it is told. Jobs of `broken` releases end at once.
     pub fn host(&self, broken: fn(&str) -> bool) {
         let client = self.client_with(INTERNAL_KEY);
         let shutdown = self.shutdown.clone();
+        let mut is_held = self.is_held.subscribe();
         let host: types::HostId = "host0".parse().unwrap();
         let report = HostReport {
             addr: "127.0.0.1:1".into(),
@@ -331,7 +341,12 @@ impl World {
                         Assignment::Run { job } if broken(&job.mountspecs[0].id) => {
                             (job_id(&job.id), ReportedState::Down { exit: Exit::Code(1) })
                         }
-                        Assignment::Run { job } => (job_id(&job.id), ReportedState::Up),
+                        Assignment::Run { job } => {
+                            if is_held.wait_for(|is_held| !is_held).await.is_err() {
+                                return;
+                            }
+                            (job_id(&job.id), ReportedState::Up)
+                        }
                         Assignment::Stop { job } => (
                             job,
                             ReportedState::Down {
