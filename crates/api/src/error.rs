@@ -14,6 +14,8 @@ pub enum Code {
     ValidationError,
     RequestBodyTooBig,
     Unauthorized,
+    /// A known key without the right to this. The original had only keys that open everything.
+    Forbidden,
     Ratelimited,
     ServiceUnavailable,
     #[serde(other)]
@@ -32,6 +34,7 @@ impl Code {
             Code::ValidationError => "validation_error",
             Code::RequestBodyTooBig => "request_body_too_big",
             Code::Unauthorized => "unauthorized",
+            Code::Forbidden => "forbidden",
             Code::Ratelimited => "ratelimited",
             Code::ServiceUnavailable => "service_unavailable",
             Code::UnknownError => "unknown_error",
@@ -45,6 +48,7 @@ impl Code {
             Code::PreconditionFailed => 412,
             Code::SyntaxError | Code::ValidationError | Code::RequestBodyTooBig => 400,
             Code::Unauthorized => 401,
+            Code::Forbidden => 403,
             Code::Ratelimited => 429,
             Code::ServiceUnavailable => 503,
             Code::UnknownError => 500,

@@ -52,7 +52,7 @@ impl Caller {
         }
         let message = format!("service {service:?} is not one of app {:?}", token.name);
         let hint = format!("a job's key is for services named {0} or {0}-…", token.name);
-        Err(Error::new(Code::Unauthorized, message).with_hint(hint).into())
+        Err(Error::new(Code::Forbidden, message).with_hint(hint).into())
     }
 }
 

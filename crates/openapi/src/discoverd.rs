@@ -35,10 +35,10 @@ pub fn api() -> Api {
 }
 
 fn for_own_app(operations: Vec<Operation>) -> Vec<Operation> {
-    let when = "No key (the body is empty then), or the key of another app's job.";
+    let when = "The key of another app's job.";
     let explained = operations.into_iter().map(|operation| match operation.access {
         Access::Open => operation,
-        _ => operation.may_fail(401, when),
+        _ => operation.may_fail(403, when),
     });
     explained.collect()
 }

@@ -217,6 +217,7 @@ fn error_response(status: u16, when: &str) -> Value {
     let codes = [
         Code::ValidationError,
         Code::Unauthorized,
+        Code::Forbidden,
         Code::NotFound,
         Code::Conflict,
         Code::PreconditionFailed,

@@ -348,7 +348,7 @@ async fn followers_hear_what_they_asked_for() {
 async fn a_jobs_key_is_for_the_services_of_its_app() {
     let registered = start().await;
     let token = AppTokens::new(INTERNAL_KEY).issue(shop(), "shop");
-    let denied = |name: &str| format!("401 unauthorized: service {name:?} is not one of app \"shop\"");
+    let denied = |name: &str| format!("403 forbidden: service {name:?} is not one of app \"shop\"");
     registered
         .check(
             &token,
@@ -373,7 +373,7 @@ async fn a_jobs_key_is_for_the_services_of_its_app() {
         registered
             .ask(&of_another, "GET /services/shop-db/instances")
             .await,
-        "401 unauthorized: service \"shop-db\" is not one of app \"shop-db\"",
+        "403 forbidden: service \"shop-db\" is not one of app \"shop-db\"",
         "the service was shop's first",
     );
     let list = registered.ask(KEY, "GET /services/shop-db/instances").await;
