@@ -26,6 +26,7 @@ use crate::{
     disk::{Disk, Found, JobRecord, Progress, Stage},
     edge::{Net, Runtime},
     life::{self, End},
+    network::Network,
     reconcile::{Step, Wanted, reconcile},
     report, spec,
     start::STOPPED_BEFORE,
@@ -76,6 +77,7 @@ pub struct Agent {
     pub shutdown: Shutdown,
     pub tasks: TaskTracker,
     pub volumes: Arc<Volumes>,
+    pub network: Network,
     wanted: Mutex<Wanted>,
 }
 
@@ -112,6 +114,7 @@ impl Agent {
             host,
             settings,
             volumes: Arc::new(Volumes::new(disk.state().volumes())),
+            network: Network::read(&disk.state().network_map()),
             disk,
             runtime,
             net,
@@ -144,7 +147,7 @@ impl Agent {
         let leases: Vec<_> = running.map(|seen| seen.record.lease.clone()).collect();
         let unknown = self
             .net
-            .open(leases)
+            .open(leases, self.network.map())
             .await
             .context("cannot open the network of jobs")?;
 
@@ -297,12 +300,16 @@ impl Agent {
     /// The controller's stream begins anew: all that it was told may be told again.
     pub fn reconnected(&self) {
         self.wanted().reconnected();
+        self.network.reconnected();
         self.resend.send_modify(|count| *count += 1);
     }
 
     pub fn hear(&self, message: Assignment) {
-        if let Assignment::Volume { volume } = message {
-            return self.volumes.hear(volume);
+        match message {
+            Assignment::Volume { volume } => return self.volumes.hear(volume),
+            Assignment::Network { change } => return self.network.hear(change),
+            Assignment::Current => self.network.complete(),
+            _ => {}
         }
         if let Err(id) = self.wanted().hear(message) {
             warn!(id, "the controller names a job by what is no id");

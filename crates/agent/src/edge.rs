@@ -11,7 +11,7 @@ use container::{
     Adopted, Attached, Control, ControlError, ExecSession, ExecSpec, ExitRecord, Shim, Spec, StartError,
     Started,
 };
-use overlay::{Lease, Network};
+use overlay::{Lease, Map, Network};
 use tokio::sync::OnceCell;
 
 /// Runs containers. A container is named by its job's directory.
@@ -51,11 +51,15 @@ pub struct Streams {
 pub trait Net: Send + Sync + 'static {
     /// Called once, before anything else. Gives back those leases that this network does not know
     /// how to honour, for example since its subnet is another one now.
-    async fn open(&self, leases: Vec<Lease>) -> anyhow::Result<Vec<Lease>>;
+    async fn open(&self, leases: Vec<Lease>, map: Map) -> anyhow::Result<Vec<Lease>>;
     fn allocate(&self, app: &str) -> anyhow::Result<Lease>;
     async fn attach(&self, pid: u32, lease: &Lease) -> anyhow::Result<()>;
     /// Takes a lease back, attached or not.
     async fn detach(&self, lease: &Lease) -> anyhow::Result<()>;
+    /// Takes a new map of the other hosts.
+    async fn apply(&self, map: Map) -> anyhow::Result<()>;
+    /// Puts back what something else on the machine took away; whether there was anything.
+    async fn repair(&self) -> anyhow::Result<bool>;
 }
 
 /// Containers by `flynn-shim`.
@@ -150,11 +154,11 @@ impl OverlayNet {
 
 #[async_trait]
 impl Net for OverlayNet {
-    async fn open(&self, leases: Vec<Lease>) -> anyhow::Result<Vec<Lease>> {
+    async fn open(&self, leases: Vec<Lease>, map: Map) -> anyhow::Result<Vec<Lease>> {
         let mut book = overlay::Leases::new(self.config.subnet, [])?;
         let (known, unknown): (Vec<Lease>, Vec<Lease>) =
             leases.into_iter().partition(|lease| book.adopt(lease).is_ok());
-        let network = Network::open(self.config.clone(), known, [])
+        let network = Network::open(self.config.clone(), known, map)
             .await
             .map_err(with_hint)?;
         if let Err(error) = network.sweep().await {
@@ -183,6 +187,14 @@ impl Net for OverlayNet {
 
     async fn detach(&self, lease: &Lease) -> anyhow::Result<()> {
         self.network()?.detach(lease).await.map_err(with_hint)
+    }
+
+    async fn apply(&self, map: Map) -> anyhow::Result<()> {
+        self.network()?.apply(map).await.map_err(with_hint)
+    }
+
+    async fn repair(&self) -> anyhow::Result<bool> {
+        self.network()?.repair().await.map_err(with_hint)
     }
 }
 

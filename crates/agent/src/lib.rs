@@ -25,6 +25,7 @@ mod http;
 mod life;
 mod link;
 mod monitor;
+mod network;
 mod probe;
 mod reconcile;
 mod report;
@@ -65,6 +66,8 @@ pub struct Config {
     /// `IP:PORT` by which others reach the host API, where that is not what the listener is bound to.
     pub advertised: Option<String>,
     pub network: overlay::Config,
+    /// Of this host's tunnel to the others, base64, where what its jobs send is encrypted.
+    pub public_key: Option<String>,
     /// Name of the cgroup that the jobs' ones are made in.
     pub cgroup_parent: String,
     /// The program that runs containers.
@@ -104,6 +107,9 @@ pub async fn run_with(
         },
         tags: Arc::new(config.tags.into()),
         gateway: IpAddr::V4(gateway),
+        subnet: config.network.subnet,
+        underlay: config.network.underlay.as_ref().map(|underlay| underlay.address),
+        public_key: config.public_key,
         started_at: daemon::now(),
     };
     let settings = Settings {
@@ -130,6 +136,7 @@ pub async fn run_with(
         link::run(agent.clone(), about),
         gc::run(agent.clone()),
         volumes::run(agent.clone()),
+        network::run(agent.clone()),
     );
     agent.wind_down().await;
     Ok(())

@@ -31,6 +31,9 @@ pub struct About {
     /// As the configuration has them, or as they were set since.
     pub tags: Arc<RwLock<BTreeMap<String, String>>>,
     pub gateway: IpAddr,
+    pub subnet: overlay::Subnet,
+    pub underlay: Option<IpAddr>,
+    pub public_key: Option<String>,
     pub started_at: Timestamp,
 }
 
@@ -54,6 +57,9 @@ impl About {
             memory_bytes,
             cpu_milli: cpus as i64 * 1000,
             gateway: Some(self.gateway),
+            subnet: Some(self.subnet.to_string()),
+            underlay: self.underlay,
+            public_key: self.public_key.clone(),
             version: api::VERSION.into(),
             started_at: self.started_at,
         }

@@ -45,8 +45,8 @@ impl Wanted {
             },
             Assignment::Stop { job } => (job, Wish::Stop),
             Assignment::Drain { job } => (job, Wish::Keep),
-            // Not a job: see `volumes`.
-            Assignment::Volume { .. } => return Ok(()),
+            // Not jobs: see `volumes` and `network`.
+            Assignment::Volume { .. } | Assignment::Network { .. } => return Ok(()),
             Assignment::Current => {
                 if let Some(named) = self.named.take() {
                     self.wishes.retain(|id, _| named.contains(id));

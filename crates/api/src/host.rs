@@ -7,7 +7,9 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use types::{Exit, HealthCheck, HostId, JobId, Resources, Timestamp, Tty, VolumeId, VolumeState, VolumeType};
+use types::{
+    AppId, Exit, HealthCheck, HostId, JobId, Resources, Timestamp, Tty, VolumeId, VolumeState, VolumeType,
+};
 
 /// A job as a host runs it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -270,8 +272,51 @@ pub enum Assignment {
     Drain { job: JobId },
     /// This volume is to be made or removed. Named again until the host has said that it is.
     Volume { volume: HostVolume },
+    /// The network map: other hosts, and whom of this host's jobs theirs may reach. All of it is told
+    /// before `Current`, then what changes; what was not told by then is no longer so.
+    Network {
+        #[serde(flatten)]
+        change: NetworkChange,
+    },
     /// The end of the first list.
     Current,
+}
+
+/// One change of a host's network map.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkChange {
+    /// Another host, or what is new of it.
+    Host(NetworkHost),
+    HostGone(HostId),
+    /// The job at `address`, on another host, may open connections to this host's jobs of `app`.
+    Admit {
+        app: AppId,
+        address: IpAddr,
+    },
+    AdmitNoLonger {
+        app: AppId,
+        address: IpAddr,
+    },
+    /// Jobs of `from` on this host may open connections to those of `to` on this host.
+    Link {
+        from: AppId,
+        to: AppId,
+    },
+    Unlink {
+        from: AppId,
+        to: AppId,
+    },
+}
+
+/// How another host's jobs are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct NetworkHost {
+    pub id: HostId,
+    pub subnet: String,
+    pub underlay: IpAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
 }
 
 /// `PUT /internal/hosts/:host`: a host says that it is there, at least once a second.
@@ -283,6 +328,13 @@ pub struct HostReport {
     pub memory_bytes: i64,
     pub cpu_milli: i64,
     pub gateway: Option<IpAddr>,
+    /// The addresses of its jobs, and how other hosts reach them: see [`types::Host`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     pub version: String,
     pub started_at: Timestamp,
 }

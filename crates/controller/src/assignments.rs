@@ -10,7 +10,10 @@ use bytes::Bytes;
 use state::State;
 use types::{HostId, Job, JobId, JobState, Volume, VolumeId, VolumeState};
 
-use crate::{Controller, host_job};
+use crate::{
+    Controller, host_job,
+    network_map::{self, NetworkMap},
+};
 
 /// What a host was last told of a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,16 +98,23 @@ pub fn follow(controller: Controller, host: HostId) -> impl futures::Stream<Item
         controller,
         host,
         wakes,
-        (BTreeMap::new(), BTreeMap::new()),
+        (BTreeMap::new(), BTreeMap::new(), NetworkMap::default()),
         VecDeque::<Bytes>::new(),
         true,
     );
     futures::stream::unfold(
         state,
-        |(controller, host, mut wakes, (mut told, mut told_volumes), mut ready, mut is_first)| async move {
+        |(
+            controller,
+            host,
+            mut wakes,
+            (mut told, mut told_volumes, mut told_network),
+            mut ready,
+            mut is_first,
+        )| async move {
             loop {
                 if let Some(message) = ready.pop_front() {
-                    let told = (told, told_volumes);
+                    let told = (told, told_volumes, told_network);
                     return Some((message, (controller, host, wakes, told, ready, is_first)));
                 }
                 wakes.borrow_and_update();
@@ -117,6 +127,14 @@ pub fn follow(controller: Controller, host: HostId) -> impl futures::Stream<Item
                 let news = news.filter_map(|(id, _)| state.volumes.get(id));
                 ready.extend(news.map(|volume| sse::message(&tell_volume(&state, volume))));
                 told_volumes = to_do;
+                // So that a job which is begun can be reached from the start, and by those only who may.
+                let network = network_map::network_map(&state, &host);
+                ready.extend(
+                    network_map::changes(&told_network, &network)
+                        .iter()
+                        .map(sse::message),
+                );
+                told_network = network;
                 let now = wanted(&state, &host, &told);
                 ready.extend(changes(&told, &now).iter().map(sse::message));
                 told = now;

@@ -25,6 +25,7 @@ mod host_job;
 mod hosts;
 mod http;
 mod names;
+mod network_map;
 mod planner;
 mod preview;
 mod providers;

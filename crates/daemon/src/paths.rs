@@ -83,6 +83,11 @@ impl StateDir {
         self.root.join("router/table.json")
     }
 
+    /// What the network was last told of other hosts.
+    pub fn network_map(&self) -> PathBuf {
+        self.root.join("network.json")
+    }
+
     /// Sockets, process ids and the addresses that the daemon listens on.
     pub fn run(&self) -> PathBuf {
         self.root.join("run")

@@ -53,6 +53,15 @@ pub struct Network {
     pub subnet: String,
     /// Networks of the outside that jobs must not reach.
     pub blocked: Vec<String>,
+    /// Addresses of the jobs of all hosts: every host's `subnet` is a part of it.
+    pub cluster: String,
+    /// This host's address at which other hosts deliver what their jobs send to its jobs. Without one, jobs of
+    /// different hosts do not reach each other.
+    pub underlay: Option<IpAddr>,
+    /// Tells clusters apart whose hosts share a machine or a network.
+    pub vni: u32,
+    /// UDP, of VXLAN.
+    pub vxlan_port: u16,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -103,6 +112,10 @@ impl Default for Network {
             table: "flynn".into(),
             subnet: "100.100.0.0/22".into(),
             blocked: vec![],
+            cluster: "100.100.0.0/16".into(),
+            underlay: None,
+            vni: 1,
+            vxlan_port: 4789,
         }
     }
 }
@@ -215,6 +228,15 @@ impl Config {
                 .map_err(|error| anyhow::anyhow!("network.blocked {blocked:?}: {error}"))?;
             config.blocked.push(parsed);
         }
+        if let Some(address) = self.network.underlay {
+            let cluster = self.network.cluster.parse();
+            let cluster = cluster.map_err(|error| anyhow::anyhow!("network.cluster: {error}"))?;
+            config.underlay = Some(overlay::Underlay {
+                vni: self.network.vni,
+                vxlan_port: self.network.vxlan_port,
+                ..overlay::Underlay::new(address, cluster)
+            });
+        }
         config.validate()?;
         Ok(config)
     }
@@ -247,5 +269,9 @@ mod tests {
         check("host = \"a-b\"", "a host id has");
         check("http = []\nhttps = []", "nothing to listen on");
         check("[network]\nsubnet = \"10.0.0.0/33\"", "network.subnet");
+        check(
+            "[network]\nsubnet = \"10.0.0.0/22\"\nunderlay = \"192.0.2.1\"",
+            "not of the cluster's network 100.100.0.0/16",
+        );
     }
 }

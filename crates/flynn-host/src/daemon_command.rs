@@ -81,6 +81,7 @@ pub async fn run(config: Config) -> Result<()> {
         keys: secrets.keys(),
         advertised: None,
         network: config.overlay()?,
+        public_key: None,
         cgroup_parent: config.cgroup.clone(),
         shim: config.shim.clone(),
         dns: config.overlay()?.subnet.gateway(),

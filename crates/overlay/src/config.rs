@@ -2,7 +2,7 @@
 //!
 //! Nothing here has a global name: several clusters live side by side when their prefix, table and subnet differ.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,56 @@ pub struct Config {
     /// table of connections is one for the whole machine; without a limit one job could fill it for all.
     #[serde(default = "connections_per_job_max_default")]
     pub connections_per_job_max: u32,
+    /// How this host and the others of its cluster reach each other; a host that is alone has none.
+    #[serde(default)]
+    pub underlay: Option<Underlay>,
+}
+
+/// The network between hosts, by which jobs of different hosts reach each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Underlay {
+    /// This host's address on it.
+    pub address: IpAddr,
+    /// Addresses of all hosts' jobs. What is in here and is of no host that is known goes nowhere.
+    pub cluster: Subnet,
+    /// Tells clusters apart that share a machine or a network.
+    #[serde(default = "vni_default")]
+    pub vni: u32,
+    /// UDP, of VXLAN.
+    #[serde(default = "vxlan_port_default")]
+    pub vxlan_port: u16,
+}
+
+impl Underlay {
+    /// As most clusters have it.
+    pub fn new(address: IpAddr, cluster: Subnet) -> Underlay {
+        Underlay {
+            address,
+            cluster,
+            vni: vni_default(),
+            vxlan_port: vxlan_port_default(),
+        }
+    }
+
+    /// What is put around each packet that goes to another host, in bytes: an outer IP head, UDP, VXLAN and the inner
+    /// Ethernet head.
+    pub fn overhead(&self) -> u32 {
+        let ip = match self.address {
+            IpAddr::V4(_) => 20,
+            IpAddr::V6(_) => 40,
+        };
+        ip + 8 + 8 + 14
+    }
+}
+
+fn vni_default() -> u32 {
+    1
+}
+
+/// IANA's.
+fn vxlan_port_default() -> u16 {
+    4789
 }
 
 fn dns_port_default() -> u16 {
@@ -87,6 +137,7 @@ impl Config {
             host_ports: Vec::new(),
             blocked: Vec::new(),
             connections_per_job_max: connections_per_job_max_default(),
+            underlay: None,
         }
     }
 
@@ -114,7 +165,11 @@ impl Config {
         if !(16..=28).contains(&self.subnet.prefix()) {
             return invalid(format!("subnet {} must be between /16 and /28", self.subnet));
         }
-        let longest = self.interface_name(self.subnet.job_slots().end - 1);
+        let names = [
+            self.interface_name(self.subnet.job_slots().end - 1),
+            self.peer_interface(),
+        ];
+        let longest = names.iter().max_by_key(|name| name.len()).expect("there are two");
         if longest.len() > INTERFACE_NAME_LENGTH_MAX {
             return invalid(format!(
                 "interface prefix {:?} is too long: {longest} has more than {INTERFACE_NAME_LENGTH_MAX} characters",
@@ -129,11 +184,23 @@ impl Config {
         if self.connections_per_job_max == 0 {
             return invalid("connections_per_job_max 0 would leave jobs without a network".into());
         }
+        if let Some(underlay) = &self.underlay {
+            if !(1..1 << 24).contains(&underlay.vni) {
+                return invalid(format!("vni {} must be between 1 and 16777215", underlay.vni));
+            }
+            if !underlay.cluster.includes(&self.subnet) {
+                return invalid(format!(
+                    "subnet {} is not of the cluster's network {}",
+                    self.subnet, underlay.cluster
+                ));
+            }
+        }
         let mut ports = self
             .router_ports
             .iter()
             .chain([&self.dns_port])
             .chain(&self.discoverd_port)
+            .chain(self.underlay.iter().map(|underlay| &underlay.vxlan_port))
             .chain(self.host_ports.iter().map(|h| &h.port));
         if ports.any(|port| *port == 0) {
             return invalid("port 0 cannot be opened".into());
@@ -144,6 +211,12 @@ impl Config {
     /// The host's end of the link of the job in `slot`.
     pub fn interface_name(&self, slot: u32) -> String {
         format!("{}-{slot}", self.interface_prefix)
+    }
+
+    /// Leads to the other hosts. Neither a job's link, whose names begin with `PREFIX-`, nor another cluster's: no
+    /// prefix has a dot.
+    pub fn peer_interface(&self) -> String {
+        format!("{}.peers", self.interface_prefix)
     }
 
     /// The slot whose link has this name, if it is one of ours.
@@ -169,7 +242,16 @@ mod tests {
     fn an_interface_name_leads_back_to_its_slot_and_no_other_name_does() {
         let config = config();
         assert_eq!(config.slot_of_interface("fl0-12"), Some(12));
-        for name in ["fl0", "fl0-", "fl0-012", "fl01-12", "fl0-x", "eth0", "fl0-1-2"] {
+        for name in [
+            "fl0",
+            "fl0-",
+            "fl0.peers",
+            "fl0-012",
+            "fl01-12",
+            "fl0-x",
+            "eth0",
+            "fl0-1-2",
+        ] {
             assert_eq!(config.slot_of_interface(name), None, "{name}");
         }
     }
@@ -187,6 +269,7 @@ mod tests {
             "lo",
             "a\n",
             "muchtoolongname",
+            "longforpeers",
         ] {
             assert!(
                 Config {
@@ -232,6 +315,25 @@ mod tests {
             .validate()
             .is_err()
         );
+        for (cluster, vni) in [
+            ("100.100.0.0/16", 0),
+            ("100.100.0.0/16", 1 << 24),
+            ("10.0.0.0/8", 1),
+        ] {
+            let underlay = Underlay {
+                vni,
+                ..Underlay::new("10.0.0.1".parse().unwrap(), cluster.parse().unwrap())
+            };
+            assert!(
+                Config {
+                    underlay: Some(underlay),
+                    ..config()
+                }
+                .validate()
+                .is_err(),
+                "{cluster} {vni}"
+            );
+        }
         assert!(
             Config {
                 router_ports: vec![0],

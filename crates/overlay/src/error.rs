@@ -13,6 +13,8 @@ pub enum Error {
     SubnetInUse { subnet: Subnet, by: String },
     #[error("interface {name} exists and is not ours (kind {kind})")]
     InterfaceInUse { name: String, kind: String },
+    #[error("VXLAN number {vni} on port {port} is already in use on this machine")]
+    NetworkNumberInUse { vni: u32, port: u16 },
     #[error("no free address left in {0}")]
     SubnetFull(Subnet),
     #[error("lease {slot} of app {app} contradicts another: {reason}")]
@@ -48,6 +50,9 @@ impl Error {
             Error::InterfaceInUse { name, .. } => Some(format!(
                 "give this cluster another interface prefix, or remove {name}"
             )),
+            Error::NetworkNumberInUse { .. } => {
+                Some("give this cluster another number or port for its network between hosts".into())
+            }
             Error::SubnetFull(subnet) => Some(format!(
                 "{} jobs is the most {subnet} can hold; stop some, or use a larger subnet",
                 subnet.jobs_max()

@@ -12,6 +12,8 @@
 //!         (DNS, router, discovery)
 //! ```
 //!
+//! Other hosts are behind one more interface, `fl0.peers`: a VXLAN whose every entry is static ([`map`]).
+//!
 //! There is no bridge: every job hangs on a point-to-point link of its own, so every packet between
 //! two jobs is routed and passes the `forward` hook of the one nftables table made here.
 //!
@@ -20,6 +22,8 @@
 //!   given in the same netlink message that makes the veth, and its right to a source address is its
 //!   route (`fib saddr . iif`). nftables is spoken to only when an app's first job comes or its last
 //!   goes, never per job.
+//! * Between hosts the one that receives decides ([`map`] says why): a packet for a job of another host goes out
+//!   unasked.
 //! * `accept` in our table is not the last word: another table's base chain may still drop. [`Network::diagnose`]
 //!   says so; foreign tables are never touched.
 //! * The value that `ip_forward` had before is kept *in the kernel*, as the name of an empty chain, because it
@@ -31,19 +35,23 @@
 mod attach;
 mod config;
 mod diagnose;
+pub mod elements;
 mod error;
 mod lease;
+pub mod map;
 mod netlink;
 mod network;
 mod nft;
+mod peers;
 pub mod plan;
 mod ruleset;
 mod subnet;
 
 pub use attach::Attached;
-pub use config::{Config, HostPort, Protocol};
+pub use config::{Config, HostPort, Protocol, Underlay};
 pub use diagnose::Finding;
 pub use error::Error;
 pub use lease::{Lease, Leases};
+pub use map::{Map, Peer};
 pub use network::Network;
 pub use subnet::Subnet;

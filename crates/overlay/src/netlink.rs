@@ -10,8 +10,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -24,8 +27,9 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use crate::Subnet;
+use crate::map::Mac;
 use crate::plan::Attachment;
+use crate::{Subnet, Underlay};
 
 /// The kernel cuts dumps into datagrams of at most 32 KiB, or what the receiver offers.
 const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
@@ -93,6 +97,13 @@ impl Netlink {
         Ok(answers)
     }
 
+    /// Any number of requests; what the first that failed said.
+    pub(crate) fn all(&mut self, requests: impl IntoIterator<Item = Request>) -> io::Result<()> {
+        requests
+            .into_iter()
+            .try_for_each(|request| self.one(request).map(drop))
+    }
+
     pub(crate) fn one(&mut self, request: Request) -> Answer {
         let [answer] = self.exchange([request])?;
         answer
@@ -109,13 +120,31 @@ impl Netlink {
     }
 
     pub(crate) fn addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        let objects = self.dump(RouteNetlinkMessage::GetAddress(message))?;
+        let objects = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
         Ok(objects
             .into_iter()
             .filter_map(|object| match object {
                 RouteNetlinkMessage::NewAddress(address) => Some(address),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Of one interface; `family` is that of addresses, or `Bridge` for where a VXLAN's ends are.
+    pub(crate) fn neighbours(
+        &mut self,
+        index: u32,
+        family: AddressFamily,
+    ) -> io::Result<Vec<NeighbourMessage>> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family;
+        let objects = self.dump(RouteNetlinkMessage::GetNeighbour(message))?;
+        Ok(objects
+            .into_iter()
+            .filter_map(|object| match object {
+                RouteNetlinkMessage::NewNeighbour(neighbour) if neighbour.header.ifindex == index => {
+                    Some(neighbour)
+                }
                 _ => None,
             })
             .collect())
@@ -241,6 +270,80 @@ pub(crate) fn create_link(name: &str, kind: InfoKind) -> Request {
     }
 }
 
+/// Nothing is flooded and nothing learned: what it does not know it drops. Down at first.
+pub(crate) fn create_vxlan(name: &str, underlay: &Underlay, mac: Mac, mtu: u32) -> Request {
+    let local = match underlay.address {
+        IpAddr::V4(address) => InfoVxlan::Local(address),
+        IpAddr::V6(address) => InfoVxlan::Local6(address),
+    };
+    let mut link = LinkMessage::default();
+    link.attributes = vec![
+        LinkAttribute::IfName(name.into()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Address(mac.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![
+                InfoVxlan::Id(underlay.vni),
+                local,
+                InfoVxlan::Port(underlay.vxlan_port),
+                InfoVxlan::Learning(false),
+            ])),
+        ]),
+    ];
+    Request {
+        message: RouteNetlinkMessage::NewLink(link),
+        flags: CREATE,
+    }
+}
+
+/// Under which hardware address the gateway of a peer is known.
+pub(crate) fn put_neighbour(index: u32, gateway: Ipv4Addr, mac: Mac) -> Request {
+    let mut message = neighbour(index, AddressFamily::Inet);
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(gateway)));
+    message
+        .attributes
+        .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    Request {
+        message: RouteNetlinkMessage::NewNeighbour(message),
+        flags: CREATE_OR_REPLACE,
+    }
+}
+
+/// At which address of the underlay a hardware address is.
+pub(crate) fn put_forwarding(index: u32, mac: Mac, underlay: IpAddr) -> Request {
+    let mut message = neighbour(index, AddressFamily::Bridge);
+    message.header.flags = NeighbourFlags::Own;
+    message
+        .attributes
+        .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(underlay.into()));
+    Request {
+        message: RouteNetlinkMessage::NewNeighbour(message),
+        flags: CREATE_OR_REPLACE,
+    }
+}
+
+/// One that a dump gave.
+pub(crate) fn delete_neighbour(message: NeighbourMessage) -> Request {
+    Request {
+        message: RouteNetlinkMessage::DelNeighbour(message),
+        flags: NLM_F_REQUEST,
+    }
+}
+
+fn neighbour(index: u32, family: AddressFamily) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message
+}
+
 /// Up, and without an IPv6 address of its own. The kernel ignores the latter in the message that makes a link.
 pub(crate) fn up_without_ipv6(name: &str) -> Request {
     let mut link = LinkMessage::default();
@@ -337,30 +440,63 @@ pub(crate) fn routes_of_job(index: u32, gateway: Ipv4Addr) -> [Request; 2] {
     })
 }
 
-pub(crate) fn add_unreachable(subnet: Subnet) -> Request {
-    let route = route(
+/// The way to all jobs of a peer. Jobs see `source` as the peer of connections from this host.
+pub(crate) fn route_to_peer(index: u32, subnet: Subnet, source: Ipv4Addr) -> Request {
+    let mut route = route(
         subnet.base(),
         subnet.prefix(),
-        RouteType::Unreachable,
+        RouteType::Unicast,
         RouteScope::Universe,
     );
+    // Of the interface alone, as it has no address by which the gateway would be known to be there.
+    route.header.flags = RouteFlags::Onlink;
+    route.attributes.extend([
+        RouteAttribute::Oif(index),
+        RouteAttribute::Gateway(RouteAddress::Inet(subnet.gateway())),
+        RouteAttribute::PrefSource(RouteAddress::Inet(source)),
+    ]);
     Request {
         message: RouteNetlinkMessage::NewRoute(route),
         flags: CREATE_OR_REPLACE,
     }
 }
 
-pub(crate) fn delete_unreachable(subnet: Subnet) -> Request {
-    let route = route(
+/// One that a dump gave.
+pub(crate) fn delete_route(route: RouteMessage) -> Request {
+    Request {
+        message: RouteNetlinkMessage::DelRoute(route),
+        flags: NLM_F_REQUEST,
+    }
+}
+
+/// Routes of the same destination differ by `metric`; the lowest counts.
+pub(crate) fn add_unreachable(subnet: Subnet, metric: u32) -> Request {
+    let route = unreachable(subnet, metric);
+    Request {
+        message: RouteNetlinkMessage::NewRoute(route),
+        flags: CREATE_OR_REPLACE,
+    }
+}
+
+pub(crate) fn delete_unreachable(subnet: Subnet, metric: u32) -> Request {
+    let route = unreachable(subnet, metric);
+    Request {
+        message: RouteNetlinkMessage::DelRoute(route),
+        flags: NLM_F_REQUEST,
+    }
+}
+
+fn unreachable(subnet: Subnet, metric: u32) -> RouteMessage {
+    let mut route = route(
         subnet.base(),
         subnet.prefix(),
         RouteType::Unreachable,
         RouteScope::Universe,
     );
-    Request {
-        message: RouteNetlinkMessage::DelRoute(route),
-        flags: NLM_F_REQUEST,
+    if metric > 0 {
+        route.attributes.push(RouteAttribute::Priority(metric));
     }
+    route
 }
 
 fn route(destination: Ipv4Addr, prefix: u8, kind: RouteType, scope: RouteScope) -> RouteMessage {
@@ -428,6 +564,23 @@ pub(crate) fn peer_index(link: &LinkMessage) -> Option<u32> {
 pub(crate) fn mtu(link: &LinkMessage) -> Option<u32> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
+}
+
+pub(crate) fn data(link: &LinkMessage) -> Option<&InfoData> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Data(data) => Some(data),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+pub(crate) fn hardware_address(link: &LinkMessage) -> Option<&[u8]> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(address) => Some(address.as_slice()),
         _ => None,
     })
 }

@@ -3,7 +3,7 @@
 //! Every operation may be repeated, and each leaves a working state if the process dies in the middle: opening again
 //! finishes what was begun.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::{Mutex, MutexGuard};
 
@@ -15,9 +15,14 @@ use nix::errno::Errno;
 use tracing::{debug, info, warn};
 
 use crate::attach::{self, Namespace, on_own_thread};
+use crate::elements::{self, Elements};
+use crate::map::{self, Map};
 use crate::netlink::{self, Netlink};
-use crate::plan::{self, AppLink, Attachment, Plan};
-use crate::{Attached, Config, Error, Finding, Lease, Leases, Subnet, diagnose, nft, ruleset};
+use crate::plan::{self, Attachment, Plan};
+use crate::{Attached, Config, Error, Finding, Lease, Leases, Peer, Subnet, diagnose, nft, peers, ruleset};
+
+/// Of the route that ends what is for no known host: so high that whatever else leads there counts before it.
+const CLUSTER_METRIC: u32 = 0x7f1a_0000;
 
 /// Of the calling thread's network namespace.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -28,46 +33,62 @@ const MTU_DEFAULT: u32 = 1500;
 /// This host's network of jobs. All methods take `&self` and may run at the same time.
 pub struct Network {
     config: Config,
-    mtu: u32,
+    mtu: Mtu,
     ip_forward_former: bool,
     wanted: Mutex<Wanted>,
-    /// Links between apps that the kernel has; `None` after a change that failed or was cancelled half-way.
-    /// Held while they are changed, so that changes come one after another.
-    links: tokio::sync::Mutex<Option<BTreeSet<AppLink>>>,
+    /// What the kernel has; held while it is changed, so that changes come one after another.
+    kernel: tokio::sync::Mutex<Kernel>,
+}
+
+/// In bytes.
+#[derive(Clone, Copy)]
+struct Mtu {
+    /// Of the jobs' interfaces.
+    jobs: u32,
+    /// Of the interface to other hosts: what still fits the underlay when it is wrapped up.
+    peers: u32,
 }
 
 struct Wanted {
     leases: Leases,
-    allowed: BTreeSet<(String, String)>,
+    map: Map,
+}
+
+/// `None` after a change that failed or was cancelled half-way.
+struct Kernel {
+    elements: Option<Elements>,
+    hosts: Option<BTreeMap<String, Peer>>,
 }
 
 impl Network {
     /// Makes or repairs what the host needs, in the network namespace of the calling thread.
     ///
-    /// `leases` are those of the jobs that still run, `allowed` the pairs (from, to) of apps that may talk besides.
-    /// Running jobs keep their connections.
+    /// `leases` are those of the jobs that still run, `map` what was last known of the other hosts. Running jobs keep
+    /// their connections.
     pub async fn open(
         config: Config,
         leases: impl IntoIterator<Item = Lease>,
-        allowed: impl IntoIterator<Item = (String, String)>,
+        map: Map,
     ) -> Result<Network, Error> {
         config.validate()?;
         let leases = Leases::new(config.subnet, leases)?;
-        let allowed = allowed.into_iter().collect();
         let chains = nft::chains().await?;
         let former = match former_ip_forward(&chains, &config.table) {
             Some(former) => former,
             None => read_ip_forward()?,
         };
-        let plan = plan::plan(&config, &leases, &allowed, former);
+        let plan = plan::plan(&config, &leases, &map, former);
         let mtu = carry_out(&config, &plan, &leases).await?;
-        info!(subnet = %config.subnet, gateway = %plan.gateway, mtu, jobs = leases.iter().count(), "network is open");
+        info!(subnet = %config.subnet, gateway = %plan.gateway, mtu = mtu.jobs, jobs = leases.iter().count(), "network is open");
         Ok(Network {
             config,
             mtu,
             ip_forward_former: former,
-            wanted: Mutex::new(Wanted { leases, allowed }),
-            links: tokio::sync::Mutex::new(Some(plan.links)),
+            kernel: tokio::sync::Mutex::new(Kernel {
+                elements: Some(plan.elements),
+                hosts: Some(map.hosts.clone()),
+            }),
+            wanted: Mutex::new(Wanted { leases, map }),
         })
     }
 
@@ -76,34 +97,28 @@ impl Network {
     ///
     /// Meant to be called every few seconds; looking costs one run of `nft` (4 ms).
     pub async fn repair(&self) -> Result<bool, Error> {
-        let mut current = self.links.lock().await;
-        let gateway_interface = self.config.interface_prefix.clone();
+        let mut kernel = self.kernel.lock().await;
+        let config = self.config.clone();
         let is_whole = ruleset::is_complete(&self.config, &nft::chains().await?)
             && read_ip_forward()?
             && on_own_thread(move || {
-                let link = Netlink::open().and_then(|mut host| host.link(&gateway_interface));
-                Ok(link
-                    .map_err(Error::kernel("looking for the gateway's interface"))?
-                    .is_some())
+                are_interfaces_there(&config).map_err(Error::kernel("looking for the network's interfaces"))
             })
             .await?;
         if is_whole {
             return Ok(false);
         }
-        let (plan, leases) = {
+        let (plan, leases, hosts) = {
             let wanted = self.wanted();
-            let plan = plan::plan(
-                &self.config,
-                &wanted.leases,
-                &wanted.allowed,
-                self.ip_forward_former,
-            );
-            (plan, wanted.leases.clone())
+            let plan = plan::plan(&self.config, &wanted.leases, &wanted.map, self.ip_forward_former);
+            (plan, wanted.leases.clone(), wanted.map.hosts.clone())
         };
         warn!(table = %self.config.table, "the network was damaged from outside and is made anew");
-        *current = None;
+        kernel.elements = None;
+        kernel.hosts = None;
         carry_out(&self.config, &plan, &leases).await?;
-        *current = Some(plan.links);
+        kernel.elements = Some(plan.elements);
+        kernel.hosts = Some(hosts);
         Ok(true)
     }
 
@@ -113,7 +128,7 @@ impl Network {
 
     /// Of the jobs' interfaces, in bytes.
     pub fn mtu(&self) -> u32 {
-        self.mtu
+        self.mtu.jobs
     }
 
     /// An address for a new job of `app`. Changes nothing on the machine.
@@ -140,10 +155,10 @@ impl Network {
     pub async fn attach(&self, pid: u32, lease: &Lease) -> Result<Attached, Error> {
         self.wanted().leases.adopt(lease)?;
         let namespace = Namespace::of(pid)?;
-        let job = plan::attachment(&self.config, lease, self.mtu);
+        let job = plan::attachment(&self.config, lease, self.mtu.jobs);
         let (attached, linked) = tokio::join!(
             on_own_thread(move || attach::attach(&namespace, &job)),
-            self.update_links()
+            self.update_elements()
         );
         linked?;
         let attached = attached?;
@@ -155,19 +170,38 @@ impl Network {
     /// network lock, and with it every job that is being attached, for 20 ms.
     pub async fn detach(&self, lease: &Lease) -> Result<(), Error> {
         self.wanted().leases.release(lease);
-        self.update_links().await
+        self.update_elements().await
+    }
+
+    /// Takes a new map of the other hosts. What stays as it is is not touched.
+    pub async fn apply(&self, map: Map) -> Result<(), Error> {
+        let problems = map::reachable(&self.config, &map).1;
+        let is_news = {
+            let mut wanted = self.wanted();
+            let is_news = wanted.map.hosts != map.hosts;
+            wanted.map = map;
+            is_news
+        };
+        if is_news {
+            for problem in problems {
+                warn!(problem, "the network between hosts has a gap");
+            }
+        }
+        // A host is let in before it is led to, and shut out after.
+        self.update_elements().await?;
+        self.update_ways().await
     }
 
     /// Lets jobs of `from` open connections to jobs of `to`.
     pub async fn allow(&self, from: &str, to: &str) -> Result<(), Error> {
-        self.wanted().allowed.insert((from.into(), to.into()));
-        self.update_links().await
+        self.wanted().map.links.insert((from.into(), to.into()));
+        self.update_elements().await
     }
 
     /// Takes [`Network::allow`] back. Connections that are open stay open.
     pub async fn disallow(&self, from: &str, to: &str) -> Result<(), Error> {
-        self.wanted().allowed.remove(&(from.into(), to.into()));
-        self.update_links().await
+        self.wanted().map.links.remove(&(from.into(), to.into()));
+        self.update_elements().await
     }
 
     /// Deletes links under our prefix that belong to no lease, and says which. For after a restart and now and then:
@@ -218,19 +252,37 @@ impl Network {
         Ok(())
     }
 
-    /// Brings the kernel's links in line with what is wanted *now*, whoever asked first.
-    async fn update_links(&self) -> Result<(), Error> {
-        let mut current = self.links.lock().await;
+    /// Brings the kernel's sets in line with what is wanted *now*, whoever asked first.
+    async fn update_elements(&self) -> Result<(), Error> {
+        let mut kernel = self.kernel.lock().await;
         let wanted = {
             let wanted = self.wanted();
-            plan::links(&wanted.leases, &wanted.allowed)
+            elements::elements(&self.config, &wanted.leases, &wanted.map)
         };
-        if current.as_ref() != Some(&wanted) {
-            let script = ruleset::change_links(&self.config, current.as_ref(), &wanted);
+        if kernel.elements.as_ref() != Some(&wanted) {
+            let script = elements::change(&self.config, kernel.elements.as_ref(), &wanted);
             // Unknown until nft has said that it is done: it may fail, and this future may be dropped meanwhile.
-            *current = None;
-            nft::run("changing links", &script).await?;
-            *current = Some(wanted);
+            kernel.elements = None;
+            nft::run("changing who may reach whom", &script).await?;
+            kernel.elements = Some(wanted);
+        }
+        Ok(())
+    }
+
+    /// The same for the ways to other hosts.
+    async fn update_ways(&self) -> Result<(), Error> {
+        let Some(underlay) = self.config.underlay.clone() else {
+            return Ok(());
+        };
+        let mut kernel = self.kernel.lock().await;
+        let map = self.wanted().map.clone();
+        if kernel.hosts.as_ref() != Some(&map.hosts) {
+            kernel.hosts = None;
+            let (config, mtu) = (self.config.clone(), self.mtu.peers);
+            let ways = map::ways(&config, &map);
+            on_own_thread(move || peers::carry_out(&config, &underlay, &ways, mtu)).await?;
+            info!(hosts = map.hosts.len(), "the other hosts are known");
+            kernel.hosts = Some(map.hosts);
         }
         Ok(())
     }
@@ -240,8 +292,8 @@ impl Network {
     }
 }
 
-/// Brings the host in line with a plan. Returns the MTU that jobs shall have.
-async fn carry_out(config: &Config, plan: &Plan, leases: &Leases) -> Result<u32, Error> {
+/// Brings the host in line with a plan. Returns what fits the machine's links.
+async fn carry_out(config: &Config, plan: &Plan, leases: &Leases) -> Result<Mtu, Error> {
     let mtu = {
         let (config, plan) = (config.clone(), plan.clone());
         on_own_thread(move || prepare_host(&config, &plan)).await?
@@ -251,10 +303,20 @@ async fn carry_out(config: &Config, plan: &Plan, leases: &Leases) -> Result<u32,
     write_ip_forward(true)?;
     let jobs: Vec<Attachment> = leases
         .iter()
-        .map(|lease| plan::attachment(config, lease, mtu))
+        .map(|lease| plan::attachment(config, lease, mtu.jobs))
         .collect();
     on_own_thread(move || repair_host_ends(&jobs)).await?;
+    if let Some(underlay) = config.underlay.clone() {
+        let (config, ways) = (config.clone(), plan.ways.clone());
+        on_own_thread(move || peers::carry_out(&config, &underlay, &ways, mtu.peers)).await?;
+    }
     Ok(mtu)
+}
+
+fn are_interfaces_there(config: &Config) -> std::io::Result<bool> {
+    let mut host = Netlink::open()?;
+    let is_there = host.link(&config.interface_prefix)?.is_some();
+    Ok(is_there && (config.underlay.is_none() || peers::is_there(&mut host, config)?))
 }
 
 /// Our own table knows best; else another cluster's, which came before us and changed the setting.
@@ -282,8 +344,8 @@ fn write_ip_forward(is_on: bool) -> Result<(), Error> {
         .map_err(Error::kernel(format!("writing {IP_FORWARD}")))
 }
 
-/// Gateway interface, its address and the subnet's route. Returns the MTU that jobs shall have.
-fn prepare_host(config: &Config, plan: &Plan) -> Result<u32, Error> {
+/// Gateway interface, its address and the subnet's route. Returns what fits the machine's links.
+fn prepare_host(config: &Config, plan: &Plan) -> Result<Mtu, Error> {
     let doing = |what: &str| Error::kernel(format!("{what} {}", plan.gateway_interface));
     let mut host = Netlink::open().map_err(doing("opening rtnetlink for"))?;
     let (uses, mtu) = survey(config, &mut host).map_err(Error::kernel("looking at the machine's network"))?;
@@ -316,11 +378,15 @@ fn prepare_host(config: &Config, plan: &Plan) -> Result<u32, Error> {
         .exchange([
             netlink::up_without_ipv6(name),
             netlink::add_address(link.header.index, plan.gateway),
-            netlink::add_unreachable(plan.unreachable),
+            netlink::add_unreachable(plan.unreachable, 0),
         ])
         .map_err(doing("setting up"))?;
     for answer in answers {
         answer.map_err(doing("setting up"))?;
+    }
+    if let Some(cluster) = plan.unreachable_cluster {
+        host.one(netlink::add_unreachable(cluster, CLUSTER_METRIC))
+            .map_err(doing("setting up"))?;
     }
     Ok(mtu)
 }
@@ -335,10 +401,10 @@ fn create_gateway_interface(host: &mut Netlink, name: &str) -> std::io::Result<(
     }
 }
 
-/// Who else uses our subnet, and the MTU for jobs.
+/// Who else uses our subnet, and what fits the machine's links.
 ///
 /// A wider network around ours (a VPN's 10.0.0.0/8, say) is no conflict: the narrower route, ours, wins.
-fn survey(config: &Config, host: &mut Netlink) -> std::io::Result<(Vec<String>, u32)> {
+fn survey(config: &Config, host: &mut Netlink) -> std::io::Result<(Vec<String>, Mtu)> {
     let links = host.links()?;
     let name_of = |index: u32| {
         links
@@ -348,10 +414,27 @@ fn survey(config: &Config, host: &mut Netlink) -> std::io::Result<(Vec<String>, 
             .unwrap_or("?")
             .to_string()
     };
-    let is_ours = |name: &str| name == config.interface_prefix || config.slot_of_interface(name).is_some();
+    let is_ours = |name: &str| {
+        name == config.interface_prefix
+            || name == config.peer_interface()
+            || config.slot_of_interface(name).is_some()
+    };
+    let mtu_of = |index: u32| {
+        let link = links.iter().find(|link| link.header.index == index);
+        link.and_then(netlink::mtu)
+    };
     let mut uses = Vec::new();
+    let mut underlay_mtu = None;
     for address in host.addresses()? {
         let name = name_of(address.header.index);
+        if let Some(underlay) = &config.underlay
+            && address.attributes.iter().any(|attribute| match attribute {
+                AddressAttribute::Local(own) | AddressAttribute::Address(own) => *own == underlay.address,
+                _ => false,
+            })
+        {
+            underlay_mtu = mtu_of(address.header.index);
+        }
         let local = address.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(std::net::IpAddr::V4(local)) => Some(*local),
             _ => None,
@@ -377,8 +460,7 @@ fn survey(config: &Config, host: &mut Netlink) -> std::io::Result<(Vec<String>, 
         let prefix = route.header.destination_prefix_length;
         match destination {
             None if prefix == 0 && route.header.address_family == AddressFamily::Inet => {
-                let link = links.iter().find(|link| Some(link.header.index) == oif);
-                mtu = mtu.or(link.and_then(netlink::mtu));
+                mtu = mtu.or(oif.and_then(mtu_of));
             }
             Some(destination) if config.subnet.contains(destination) && prefix >= config.subnet.prefix() => {
                 let is_our_unreachable =
@@ -390,7 +472,16 @@ fn survey(config: &Config, host: &mut Netlink) -> std::io::Result<(Vec<String>, 
             _ => {}
         }
     }
-    Ok((uses, config.mtu.or(mtu).unwrap_or(MTU_DEFAULT)))
+    let outside = mtu.unwrap_or(MTU_DEFAULT);
+    // What a job sends must fit both ways: as it is to the outside, wrapped up to another host.
+    let peers = match &config.underlay {
+        Some(underlay) => underlay_mtu
+            .unwrap_or(outside)
+            .saturating_sub(underlay.overhead()),
+        None => outside,
+    };
+    let jobs = config.mtu.unwrap_or(outside.min(peers));
+    Ok((uses, Mtu { jobs, peers }))
 }
 
 /// Routes to jobs vanish when the gateway's address does, since they name it as their source.
@@ -445,11 +536,15 @@ fn remove_from_host(config: &Config) -> Result<(), Error> {
     {
         attach::delete(&mut host, link.header.index).map_err(doing())?;
     }
-    remove_unreachable(&mut host, config.subnet).map_err(doing())
+    peers::remove(&mut host, config).map_err(doing())?;
+    if let Some(underlay) = &config.underlay {
+        remove_unreachable(&mut host, underlay.cluster, CLUSTER_METRIC).map_err(doing())?;
+    }
+    remove_unreachable(&mut host, config.subnet, 0).map_err(doing())
 }
 
-fn remove_unreachable(host: &mut Netlink, subnet: Subnet) -> std::io::Result<()> {
-    match host.one(netlink::delete_unreachable(subnet)) {
+fn remove_unreachable(host: &mut Netlink, subnet: Subnet, metric: u32) -> std::io::Result<()> {
+    match host.one(netlink::delete_unreachable(subnet, metric)) {
         Err(error) if netlink::is(&error, Errno::ESRCH) => Ok(()),
         other => other.map(drop),
     }

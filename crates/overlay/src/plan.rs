@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use crate::elements::{self, Elements};
 use crate::lease::{Lease, Leases};
+use crate::map::{self, Map, Ways};
 use crate::{Config, Subnet, ruleset};
 
 /// What the host has, whether or not any job runs.
@@ -17,7 +19,11 @@ pub struct Plan {
     /// Answered with "unreachable" unless a job's more specific route says otherwise: without it, packets to an
     /// address that no job has would leave by the default route.
     pub unreachable: Subnet,
-    pub links: BTreeSet<AppLink>,
+    /// The same for the addresses of all hosts' jobs, where there are other hosts: what is for a host that is not
+    /// known, or whose tunnel is not up, must not leave in the clear.
+    pub unreachable_cluster: Option<Subnet>,
+    pub ways: Ways,
+    pub elements: Elements,
     /// Script for `nft -f`: replaces our table in one transaction.
     pub ruleset: String,
 }
@@ -41,19 +47,16 @@ pub struct Attachment {
 }
 
 /// The whole host. `ip_forward_former` is what the machine had before any cluster came.
-pub fn plan(
-    config: &Config,
-    leases: &Leases,
-    allowed: &BTreeSet<(String, String)>,
-    ip_forward_former: bool,
-) -> Plan {
-    let links = links(leases, allowed);
+pub fn plan(config: &Config, leases: &Leases, map: &Map, ip_forward_former: bool) -> Plan {
+    let elements = elements::elements(config, leases, map);
     Plan {
         gateway_interface: config.interface_prefix.clone(),
         gateway: config.subnet.gateway(),
         unreachable: config.subnet,
-        ruleset: ruleset::table(config, &links, ip_forward_former),
-        links,
+        unreachable_cluster: config.underlay.as_ref().map(|underlay| underlay.cluster),
+        ways: map::ways(config, map),
+        ruleset: ruleset::table(config, &elements, ip_forward_former),
+        elements,
     }
 }
 
@@ -87,7 +90,7 @@ pub fn links(leases: &Leases, allowed: &BTreeSet<(String, String)>) -> BTreeSet<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{HostPort, Protocol};
+    use crate::{HostPort, Peer, Protocol, Underlay};
 
     fn config() -> Config {
         Config {
@@ -99,6 +102,10 @@ mod tests {
                 port: 8443,
             }],
             blocked: vec!["10.0.0.0/8".parse().unwrap()],
+            underlay: Some(Underlay {
+                vni: 7,
+                ..Underlay::new("192.0.2.1".parse().unwrap(), "100.100.0.0/16".parse().unwrap())
+            }),
             ..Config::new("fl0", "flynn_fl0", "100.100.0.0/22".parse().unwrap())
         }
     }
@@ -120,7 +127,17 @@ mod tests {
     #[test]
     fn the_ruleset_is_the_one_on_record() {
         let (leases, allowed) = world(&["shop", "blog", "shop"], &[("shop", "blog")]);
-        let plan = plan(&config(), &leases, &allowed, false);
+        let peer = Peer {
+            subnet: "100.100.4.0/22".parse().unwrap(),
+            underlay: "192.0.2.2".parse().unwrap(),
+            public_key: None,
+        };
+        let map = Map {
+            hosts: [("b".into(), peer)].into(),
+            admitted: [("shop".into(), "100.100.4.2".parse().unwrap())].into(),
+            links: allowed,
+        };
+        let plan = plan(&config(), &leases, &map, false);
         let recorded = include_str!("../tests/ruleset.nft");
         assert!(
             plan.ruleset == recorded,
@@ -156,10 +173,14 @@ mod tests {
 
     #[test]
     fn the_same_input_gives_the_same_plan() {
-        let (leases, allowed) = world(&["a", "b"], &[("a", "b")]);
+        let (leases, links) = world(&["a", "b"], &[("a", "b")]);
+        let map = Map {
+            links,
+            ..Map::default()
+        };
         assert_eq!(
-            plan(&config(), &leases, &allowed, true),
-            plan(&config(), &leases, &allowed, true)
+            plan(&config(), &leases, &map, true),
+            plan(&config(), &leases, &map, true)
         );
     }
 }

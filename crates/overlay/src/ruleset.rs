@@ -6,38 +6,68 @@
 //! Connections that were accepted once stay accepted: taking a link between two apps back stops new ones only.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
+use std::net::IpAddr;
 
+use crate::elements::Elements;
 use crate::nft::Chain;
-use crate::plan::AppLink;
-use crate::{Config, HostPort, Protocol, Subnet};
+use crate::{Config, HostPort, Protocol, Subnet, Underlay};
 
 /// Beginning of the name of the empty chain that remembers what `ip_forward` was before us.
 const FORMER_CHAIN: &str = "former_ip_forward_";
 
-const CHAINS: [&str; 10] = [
+const CHAINS: [&str; 14] = [
     "prerouting",
+    "output",
     "input",
     "forward",
     "segment_size",
     "postrouting",
+    "underlay",
     "job_to_host",
+    "peer_to_host",
     "from_job",
     "job_to_job",
+    "from_peer",
     "to_job",
     "refuse",
 ];
 
+/// In a VXLAN packet, from the head of UDP on, in bits: the number of the network.
+const INNER_NETWORK: &str = "@th,96,24";
+
+/// The same for the inner packet's source: 8 bytes of UDP, 8 of VXLAN, 14 of Ethernet, then the 13th byte of an IPv4 head.
+const INNER_SOURCE: &str = "@th,336,32";
+
 /// Script that replaces the table in one transaction; conntrack and with it open connections are not touched.
-pub(crate) fn table(config: &Config, links: &BTreeSet<AppLink>, ip_forward_former: bool) -> String {
+pub(crate) fn table(config: &Config, contents: &Elements, ip_forward_former: bool) -> String {
     let table = &config.table;
     let jobs = format!("\"{}-*\"", config.interface_prefix);
     let gateway = config.subnet.gateway();
     let subnet = config.subnet;
-    let elements = match links.is_empty() {
+    let peers = config.peer_interface();
+    let [
+        links,
+        admitted,
+        gateways,
+        underlays,
+        underlays6,
+        sources,
+        sources6,
+    ] = contents.declared();
+    let router_ports = join(config.router_ports.iter().collect::<BTreeSet<_>>());
+    let to_routers: String = match router_ports.is_empty() {
         true => String::new(),
-        false => format!("\n    elements = {{ {} }}", elements(links)),
+        false => ["ip daddr @underlays", "ip6 daddr @underlays6"]
+            .map(|is_host| format!("    {is_host} tcp dport {{ {router_ports} }} accept\n"))
+            .concat(),
     };
+    let Between {
+        untracked_in,
+        untracked_out,
+        into_underlay,
+        underlay,
+        cluster,
+    } = config.underlay.as_ref().map(between).unwrap_or_default();
     let gateway_tcp_ports = join(
         [config.dns_port]
             .iter()
@@ -62,7 +92,33 @@ pub(crate) fn table(config: &Config, links: &BTreeSet<AppLink>, ip_forward_forme
 delete table inet {table}
 table inet {table} {{
   set links {{
-    type devgroup . devgroup{elements}
+    type devgroup . devgroup{links}
+  }}
+
+  set admitted {{
+    type ipv4_addr . devgroup{admitted}
+  }}
+
+  set gateways {{
+    type ipv4_addr{gateways}
+  }}
+
+  set underlays {{
+    type ipv4_addr{underlays}
+  }}
+
+  set underlays6 {{
+    type ipv6_addr{underlays6}
+  }}
+
+  set sources {{
+    typeof ip saddr . {INNER_SOURCE}
+    flags interval{sources}
+  }}
+
+  set sources6 {{
+    typeof ip6 saddr . {INNER_SOURCE}
+    flags interval{sources6}
   }}
 
   set blocked {{
@@ -85,18 +141,27 @@ table inet {table} {{
     type filter hook prerouting priority raw; policy accept;
     iifname {jobs} meta nfproto != ipv4 drop
     iifname {jobs} fib saddr . iif oif missing drop
-  }}
+    iifname "{peers}" meta nfproto != ipv4 drop
+    iifname "{peers}" fib saddr . iif oif missing drop
+{untracked_in}  }}
+
+  chain output {{
+    type filter hook output priority raw; policy accept;
+{untracked_out}  }}
 
   chain input {{
     type filter hook input priority filter; policy accept;
     iifname {jobs} goto job_to_host
+    iifname "{peers}" goto peer_to_host
     ip daddr {gateway} iifname != "lo" goto refuse
-  }}
+{into_underlay}  }}
 
   chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname {jobs} goto from_job
+    iifname "{peers}" goto from_peer
     oifname {jobs} goto to_job
+    oifname "{peers}" goto refuse
   }}
 
   chain segment_size {{
@@ -107,7 +172,11 @@ table inet {table} {{
 
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {subnet} oifname != "lo" oifname != {jobs} masquerade
+    ip saddr {subnet} oifname != "lo" oifname != {jobs} oifname != "{peers}" masquerade
+  }}
+
+  chain underlay {{
+{underlay}    drop
   }}
 
   chain job_to_host {{
@@ -119,17 +188,35 @@ table inet {table} {{
 {host_ports}    goto refuse
   }}
 
+  chain peer_to_host {{
+    ct state established,related accept
+    ip saddr @gateways icmp type echo-request accept
+    goto refuse
+  }}
+
   chain from_job {{
     ct state established,related accept
     ct state invalid drop
     ct state new add @connections {{ ip saddr ct count over {connections_max} }} goto refuse
     oifname {jobs} goto job_to_job
-    ip daddr @blocked goto refuse
+    oifname "{peers}" accept
+{to_routers}    ip daddr @underlays goto refuse
+    ip6 daddr @underlays6 goto refuse
+{cluster}    ip daddr @blocked goto refuse
     accept
   }}
 
   chain job_to_job {{
     iifgroup . oifgroup @links accept
+    goto refuse
+  }}
+
+  chain from_peer {{
+    oifname != {jobs} goto refuse
+    ct state established,related accept
+    ct state invalid drop
+    ip saddr @gateways accept
+    ip saddr . oifgroup @admitted accept
     goto refuse
   }}
 
@@ -145,37 +232,6 @@ table inet {table} {{
 }}
 "#
     )
-}
-
-/// Script that makes the kernel's links the wanted ones. `current` is what it has, if that is known for sure.
-pub(crate) fn change_links(
-    config: &Config,
-    current: Option<&BTreeSet<AppLink>>,
-    wanted: &BTreeSet<AppLink>,
-) -> String {
-    let table = &config.table;
-    let mut script = String::new();
-    let mut change = |verb: &str, links: &BTreeSet<AppLink>| {
-        if !links.is_empty() {
-            writeln!(
-                script,
-                "{verb} element inet {table} links {{ {} }}",
-                elements(links)
-            )
-            .expect("writing to a string");
-        }
-    };
-    match current {
-        Some(current) => {
-            change("delete", &(current - wanted));
-            change("add", &(wanted - current));
-            script
-        }
-        None => {
-            change("add", wanted);
-            format!("flush set inet {table} links\n{script}")
-        }
-    }
 }
 
 /// Whether the table in the kernel has every chain that [`table`] makes. What is *in* the chains is not looked at:
@@ -198,6 +254,38 @@ pub(crate) fn former_ip_forward(chain: &str) -> Option<bool> {
     }
 }
 
+/// Rules that only a host with others has.
+#[derive(Default)]
+struct Between {
+    untracked_in: String,
+    untracked_out: String,
+    into_underlay: String,
+    underlay: String,
+    cluster: String,
+}
+
+fn between(underlay: &Underlay) -> Between {
+    let Underlay {
+        address,
+        cluster,
+        vni,
+        vxlan_port,
+    } = underlay;
+    let is_ours = format!("udp dport {vxlan_port} {INNER_NETWORK} {vni}");
+    let (family, sources) = match address {
+        IpAddr::V4(_) => ("ip", "sources"),
+        IpAddr::V6(_) => ("ip6", "sources6"),
+    };
+    Between {
+        // The outside of a packet needs no connection in the kernel's table; the inside has its own.
+        untracked_in: format!("    {family} daddr {address} {is_ours} notrack\n"),
+        untracked_out: format!("    {family} saddr {address} {is_ours} notrack\n"),
+        into_underlay: format!("    {is_ours} goto underlay\n"),
+        underlay: format!("    {family} daddr {address} {family} saddr . {INNER_SOURCE} @{sources} accept\n"),
+        cluster: format!("    ip daddr {cluster} goto refuse\n"),
+    }
+}
+
 fn host_port(port: &HostPort) -> String {
     let address = port
         .address
@@ -208,14 +296,6 @@ fn host_port(port: &HostPort) -> String {
         Protocol::Udp => "udp",
     };
     format!("    {address}{protocol} dport {} accept\n", port.port)
-}
-
-fn elements(links: &BTreeSet<AppLink>) -> String {
-    join(
-        links
-            .iter()
-            .map(|link| format!("{} . {}", link.from_group, link.to_group)),
-    )
 }
 
 fn join(items: impl IntoIterator<Item = impl ToString>) -> String {
@@ -230,39 +310,10 @@ fn join(items: impl IntoIterator<Item = impl ToString>) -> String {
 mod tests {
     use super::*;
 
-    fn links(pairs: &[(u32, u32)]) -> BTreeSet<AppLink> {
-        pairs
-            .iter()
-            .map(|(from_group, to_group)| AppLink {
-                from_group: *from_group,
-                to_group: *to_group,
-            })
-            .collect()
-    }
-
-    #[test]
-    fn a_change_names_only_what_differs_and_an_unknown_state_is_replaced() {
-        let config = Config::new("fl0", "t", "100.100.0.0/22".parse().unwrap());
-        let (old, new) = (links(&[(1, 1), (2, 2)]), links(&[(1, 1), (1, 3), (3, 3)]));
-        assert_eq!(
-            change_links(&config, Some(&old), &new),
-            "delete element inet t links { 2 . 2 }\nadd element inet t links { 1 . 3, 3 . 3 }\n"
-        );
-        assert_eq!(change_links(&config, Some(&new), &new), "");
-        assert_eq!(
-            change_links(&config, None, &old),
-            "flush set inet t links\nadd element inet t links { 1 . 1, 2 . 2 }\n"
-        );
-        assert_eq!(
-            change_links(&config, None, &links(&[])),
-            "flush set inet t links\n"
-        );
-    }
-
     #[test]
     fn the_list_of_chains_is_that_of_the_table() {
         let config = Config::new("fl0", "t", "100.100.0.0/22".parse().unwrap());
-        let text = table(&config, &links(&[]), false);
+        let text = table(&config, &Elements::default(), false);
         let chains: Vec<&str> = text
             .lines()
             .filter_map(|line| line.trim().strip_prefix("chain ")?.strip_suffix(" {"))

@@ -70,6 +70,20 @@ impl Subnet {
         u32::from(address) & self.mask() == u32::from(self.base)
     }
 
+    /// Its broadcast address.
+    pub fn last(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base) | !self.mask())
+    }
+
+    /// Whether all of the other's addresses are ours.
+    pub fn includes(&self, other: &Subnet) -> bool {
+        self.prefix <= other.prefix && self.contains(other.base)
+    }
+
+    pub fn overlaps(&self, other: &Subnet) -> bool {
+        self.includes(other) || other.includes(self)
+    }
+
     fn size(&self) -> u64 {
         1 << (32 - self.prefix)
     }
@@ -124,6 +138,15 @@ mod tests {
         assert_eq!(subnet.address(1022), Ipv4Addr::new(100, 100, 3, 254));
         assert!(subnet.contains(Ipv4Addr::new(100, 100, 3, 255)));
         assert!(!subnet.contains(Ipv4Addr::new(100, 100, 4, 0)));
+        assert_eq!(subnet.last(), Ipv4Addr::new(100, 100, 3, 255));
+    }
+
+    #[test]
+    fn a_network_includes_those_within_it_and_overlaps_those_around_it() {
+        let [wide, narrow, beside] = ["100.100.0.0/16", "100.100.4.0/22", "100.101.0.0/16"]
+            .map(|text| text.parse::<Subnet>().unwrap());
+        assert!(wide.includes(&narrow) && !narrow.includes(&wide) && wide.includes(&wide));
+        assert!(narrow.overlaps(&wide) && !wide.overlaps(&beside));
     }
 
     #[test]

@@ -27,6 +27,15 @@ pub struct Host {
     /// The address that jobs reach this host's name server and router by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
+    /// The addresses of its jobs, such as `100.100.4.0/22`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<String>,
+    /// Where other hosts reach it with what their jobs send; a host that is alone has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<IpAddr>,
+    /// Of its tunnel, base64. With one it takes encrypted traffic only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     pub version: String,
     pub created_at: Timestamp,
     /// When the host's daemon last started: jobs that it does not know after that are lost.

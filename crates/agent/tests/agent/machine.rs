@@ -71,6 +71,7 @@ pub struct Machine {
 struct Inner {
     containers: Mutex<BTreeMap<PathBuf, Container>>,
     leases: Mutex<Leases>,
+    map: Mutex<overlay::Map>,
     fuse: Fuse,
 }
 
@@ -86,6 +87,7 @@ impl Machine {
         let inner = Inner {
             containers: Mutex::default(),
             leases: Mutex::new(book()),
+            map: Mutex::default(),
             fuse,
         };
         Machine {
@@ -285,8 +287,9 @@ impl Runtime for Machine {
 
 #[async_trait]
 impl Net for Machine {
-    async fn open(&self, leases: Vec<Lease>) -> anyhow::Result<Vec<Lease>> {
+    async fn open(&self, leases: Vec<Lease>, map: overlay::Map) -> anyhow::Result<Vec<Lease>> {
         self.inner.fuse.burn().await;
+        *self.inner.map.lock().unwrap() = map;
         let mut new = book();
         let unknown = leases
             .into_iter()
@@ -328,5 +331,15 @@ impl Net for Machine {
         self.inner.fuse.burn().await;
         self.inner.leases.lock().unwrap().release(lease);
         Ok(())
+    }
+
+    async fn apply(&self, map: overlay::Map) -> anyhow::Result<()> {
+        self.inner.fuse.burn().await;
+        *self.inner.map.lock().unwrap() = map;
+        Ok(())
+    }
+
+    async fn repair(&self) -> anyhow::Result<bool> {
+        Ok(false)
     }
 }

@@ -320,6 +320,9 @@ impl World {
             memory_bytes: 64 << 30,
             cpu_milli: 64_000,
             gateway: None,
+            subnet: None,
+            underlay: None,
+            public_key: None,
             version: "v1".into(),
             started_at: daemon::now(),
         };

@@ -188,6 +188,9 @@ fn report(started_at: types::Timestamp) -> HostReport {
         memory_bytes: 64 << 30,
         cpu_milli: 64_000,
         gateway: None,
+        subnet: None,
+        underlay: None,
+        public_key: None,
         version: api::VERSION.into(),
         started_at,
     }

@@ -32,7 +32,9 @@ fn opening_again_repairs_and_keeps_connections() {
         run("ip route del unreachable 100.100.0.0/24");
         run("nft delete chain inet flynn_t0 forward");
         a1.run("ip route del default");
-        let network = Network::open(config.clone(), leases.clone(), []).await.unwrap();
+        let network = Network::open(config.clone(), leases.clone(), overlay::Map::default())
+            .await
+            .unwrap();
         assert_eq!(network.leases(), leases);
         for (job, lease) in [(&a1, &a1_lease), (&a2, &a2_lease), (&b1, &b1_lease)] {
             assert_eq!(network.attach(job.pid(), lease).await.unwrap(), Attached::Already);
@@ -108,7 +110,9 @@ fn teardown_leaves_the_machine_as_it_was() {
         let (job, _) = attached(&network, "a").await;
         assert!(inventory().contains("ip_forward 1"));
         // Twice opened, the value from before the first time is the one to go back to.
-        let network = Network::open(config.clone(), network.leases(), []).await.unwrap();
+        let network = Network::open(config.clone(), network.leases(), overlay::Map::default())
+            .await
+            .unwrap();
         drop(network);
         Network::teardown(&config).await.unwrap();
         assert_eq!(inventory(), before);
@@ -156,8 +160,12 @@ fn what_is_not_ours_is_not_taken() {
     in_new_machine(|| async {
         let _outside = outside();
         let mut taken = config("t0", "198.51.100.0/24");
-        let refused =
-            |config: overlay::Config| async move { Network::open(config, [], []).await.err().unwrap() };
+        let refused = |config: overlay::Config| async move {
+            Network::open(config, [], overlay::Map::default())
+                .await
+                .err()
+                .unwrap()
+        };
         assert!(matches!(refused(taken.clone()).await, Error::SubnetInUse { .. }));
         taken.subnet = "100.100.0.0/24".parse().unwrap();
         taken.interface_prefix = "up0".into();

@@ -34,7 +34,9 @@ pub fn config(prefix: &str, subnet: &str) -> Config {
 }
 
 pub async fn open(config: &Config) -> Network {
-    Network::open(config.clone(), [], []).await.unwrap()
+    Network::open(config.clone(), [], overlay::Map::default())
+        .await
+        .unwrap()
 }
 
 /// Runs a command in the network namespace of the calling thread.

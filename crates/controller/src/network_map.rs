@@ -1,0 +1,244 @@
+//! What a host is told of the others: how they are reached, and which of their jobs may reach its own.
+//!
+//! The host that receives decides, so a host hears of an app only what its own jobs of that app have
+//! to do with: the addresses of those who may come. A job more or less is one message to each host
+//! that it concerns, and none to the others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use api::host::{Assignment, NetworkChange, NetworkHost};
+use state::State;
+use types::{AppId, HostId, JobState};
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NetworkMap {
+    hosts: BTreeMap<HostId, NetworkHost>,
+    /// (app, address): the job there may open connections to this host's jobs of the app.
+    admitted: BTreeSet<(AppId, IpAddr)>,
+    /// (from, to), both with jobs on this host.
+    links: BTreeSet<(AppId, AppId)>,
+}
+
+/// Hosts that are silent stay: that they cannot be heard does not say that they cannot be reached.
+pub fn network_map(state: &State, host: &HostId) -> NetworkMap {
+    let others = state.hosts.values().filter(|other| other.id != *host);
+    let hosts = others.filter_map(|other| {
+        let network = NetworkHost {
+            id: other.id.clone(),
+            subnet: other.subnet.clone()?,
+            underlay: other.underlay?,
+            public_key: other.public_key.clone(),
+        };
+        Some((other.id.clone(), network))
+    });
+    let hosts: BTreeMap<HostId, NetworkHost> = hosts.collect();
+    // Alone, as most are: nobody could be admitted.
+    let here: BTreeSet<AppId> = match hosts.is_empty() {
+        true => BTreeSet::new(),
+        false => apps_on(state, host),
+    };
+    let elsewhere = state.jobs.values().filter(|job| {
+        job.host.as_ref() != Some(host) && job.state != JobState::Down && here.contains(&job.app)
+    });
+    NetworkMap {
+        hosts,
+        admitted: elsewhere
+            .filter_map(|job| Some((job.app, job.address?)))
+            .collect(),
+        links: BTreeSet::new(),
+    }
+}
+
+fn apps_on(state: &State, host: &HostId) -> BTreeSet<AppId> {
+    let jobs = state.jobs.values();
+    jobs.filter(|job| job.host.as_ref() == Some(host) && job.state != JobState::Down)
+        .map(|job| job.app)
+        .collect()
+}
+
+/// Messages that lead from one map to another.
+pub fn changes(before: &NetworkMap, now: &NetworkMap) -> Vec<Assignment> {
+    let hosts = now
+        .hosts
+        .iter()
+        .filter(|(id, host)| before.hosts.get(*id) != Some(*host))
+        .map(|(_, host)| NetworkChange::Host(host.clone()));
+    let hosts_gone = before
+        .hosts
+        .keys()
+        .filter(|id| !now.hosts.contains_key(*id))
+        .map(|id| NetworkChange::HostGone(id.clone()));
+    let admitted = now.admitted.difference(&before.admitted);
+    let admitted = admitted.map(|(app, address)| NetworkChange::Admit {
+        app: *app,
+        address: *address,
+    });
+    let no_longer = before.admitted.difference(&now.admitted);
+    let no_longer = no_longer.map(|(app, address)| NetworkChange::AdmitNoLonger {
+        app: *app,
+        address: *address,
+    });
+    let links = now.links.difference(&before.links);
+    let links = links.map(|(from, to)| NetworkChange::Link { from: *from, to: *to });
+    let unlinked = before.links.difference(&now.links);
+    let unlinked = unlinked.map(|(from, to)| NetworkChange::Unlink { from: *from, to: *to });
+    // Who may no longer comes first: an address may be given from one app to another in one change.
+    no_longer
+        .chain(unlinked)
+        .chain(hosts_gone)
+        .chain(hosts)
+        .chain(admitted)
+        .chain(links)
+        .map(|change| Assignment::Network { change })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+    use types::{Host, Job, Uuid};
+
+    use super::*;
+
+    const NOW: &str = "2026-11-23T00:00:00Z";
+
+    /// `host1` is at 10.0.0.1 with 100.100.1.0/24, unless it is `alone`; `a1 on host1 up` is job 1 of app a, at
+    /// 100.100.1.1.
+    fn state(text: &str) -> State {
+        let mut state = State::default();
+        for line in text.split(", ") {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                ["host", name, ref rest @ ..] => {
+                    let number = name.trim_start_matches("host");
+                    let mut row = json!({
+                        "id": name, "addr": "", "state": "up", "memory_bytes": 0, "cpu_milli": 0, "version": "",
+                        "created_at": NOW, "started_at": NOW,
+                    });
+                    if *rest != ["alone"] {
+                        row["subnet"] = format!("100.100.{number}.0/24").into();
+                        row["underlay"] = rest
+                            .first()
+                            .map_or(format!("10.0.0.{number}"), |it| it.to_string())
+                            .into();
+                    }
+                    let host: Host = serde_json::from_value(row).unwrap();
+                    state.hosts.insert(host.id.clone(), Arc::new(host));
+                }
+                [job, "on", host, job_state] => {
+                    let (app, number) = job.split_at(1);
+                    let address = match job_state {
+                        "starting" => None,
+                        _ => Some(format!("100.100.{}.{number}", host.trim_start_matches("host"))),
+                    };
+                    let id = format!("{app}{number}{host}")
+                        .bytes()
+                        .fold(0, |id, byte| id * 131 + u128::from(byte));
+                    let job: Job = serde_json::from_value(json!({
+                        "id": Uuid::from_u128(id), "app": app_id(app), "process_type": "web", "state": job_state,
+                        "host": host, "address": address, "created_at": NOW, "updated_at": NOW,
+                    }))
+                    .unwrap();
+                    state.jobs.insert(job.id, Arc::new(job));
+                }
+                _ => panic!("{line}"),
+            }
+        }
+        state
+    }
+
+    fn app_id(name: &str) -> AppId {
+        AppId(Uuid::from_bytes([name.as_bytes()[0]; 16]))
+    }
+
+    fn name(app: AppId) -> char {
+        app.0.as_bytes()[0] as char
+    }
+
+    /// What host1 is told when the cluster goes from `before` to `after`.
+    fn check(before: &str, after: &str, expected: &str) {
+        let host: HostId = "host1".parse().unwrap();
+        let map = |text: &str| match text {
+            "" => NetworkMap::default(),
+            text => network_map(&state(text), &host),
+        };
+        let (before, after) = (map(before), map(after));
+        let messages = changes(&before, &after);
+        let lines = messages.into_iter().map(|message| match message {
+            Assignment::Network { change } => match change {
+                NetworkChange::Host(host) => format!("{} {} at {}", host.id, host.subnet, host.underlay),
+                NetworkChange::HostGone(host) => format!("{host} gone"),
+                NetworkChange::Admit { app, address } => format!("{} from {address}", name(app)),
+                NetworkChange::AdmitNoLonger { app, address } => format!("{} not from {address}", name(app)),
+                NetworkChange::Link { from, to } => format!("{} to {}", name(from), name(to)),
+                NetworkChange::Unlink { from, to } => format!("{} not to {}", name(from), name(to)),
+            },
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(lines.collect::<Vec<_>>().join(", "), expected);
+        assert!(changes(&after, &after).is_empty());
+    }
+
+    const HOSTS: &str = "host host1, host host2, host host3";
+
+    #[test]
+    fn a_host_hears_of_other_hosts_and_of_jobs_of_apps_that_it_has() {
+        check(
+            "",
+            &format!("{HOSTS}, a1 on host1 up, a2 on host2 up, a3 on host3 stopping, b4 on host2 up"),
+            "host2 100.100.2.0/24 at 10.0.0.2, host3 100.100.3.0/24 at 10.0.0.3, \
+             a from 100.100.2.2, a from 100.100.3.3",
+        );
+    }
+
+    #[test]
+    fn a_job_more_or_less_is_one_message() {
+        let before = format!("{HOSTS}, a1 on host1 starting, a2 on host2 up, a3 on host3 up");
+        check(
+            &before,
+            &format!("{before}, a4 on host3 up"),
+            "a from 100.100.3.4",
+        );
+        check(
+            &format!("{before}, a4 on host3 up"),
+            &before,
+            "a not from 100.100.3.4",
+        );
+        check(&before, &format!("{before}, b4 on host3 up"), "");
+        check(
+            &before,
+            &before.replace("a2 on host2 up", "a2 on host2 down"),
+            "a not from 100.100.2.2",
+        );
+    }
+
+    #[test]
+    fn with_its_last_job_an_app_is_forgotten_and_with_its_first_all_of_it_is_told() {
+        let with = format!("{HOSTS}, a1 on host1 up, a2 on host2 up, a3 on host3 up");
+        let without = format!("{HOSTS}, a1 on host1 down, a2 on host2 up, a3 on host3 up");
+        check(&with, &without, "a not from 100.100.2.2, a not from 100.100.3.3");
+        check(&without, &with, "a from 100.100.2.2, a from 100.100.3.3");
+    }
+
+    #[test]
+    fn an_address_that_goes_to_another_app_is_first_taken_from_the_one_before() {
+        check(
+            &format!("{HOSTS}, b9 on host1 up, a9 on host1 up, b2 on host2 up"),
+            &format!("{HOSTS}, b9 on host1 up, a9 on host1 up, a2 on host2 up"),
+            "b not from 100.100.2.2, a from 100.100.2.2",
+        );
+    }
+
+    #[test]
+    fn a_host_that_moves_is_told_of_and_one_without_an_underlay_is_not() {
+        check(
+            HOSTS,
+            "host host1, host host2 10.0.0.22, host host3 alone",
+            "host3 gone, host2 100.100.2.0/24 at 10.0.0.22",
+        );
+    }
+}
