@@ -66,6 +66,7 @@ impl Life {
                 advertised: None,
                 dns: network.subnet.gateway(),
                 network,
+                public_key: None,
                 cgroup_parent,
                 shim,
                 tags: BTreeMap::new(),
