@@ -27,6 +27,7 @@ pub struct Cluster {
     pub dir: tempfile::TempDir,
     pub net: NetNs,
     pub name: String,
+    flynn_host_program: PathBuf,
     supervisor: Option<Child>,
     is_gone: bool,
 }
@@ -93,7 +94,27 @@ server.serve_forever()
 impl Cluster {
     /// A cluster that serves, with its key in a `.flynnrc` of its own.
     pub fn start() -> Result<Cluster> {
+        Cluster::prepare()?.started()
+    }
+
+    /// The same with `flynn-host` and `flynn-shim` from a directory of its own, where they may be replaced.
+    pub fn start_with_own_programs() -> Result<Cluster> {
         let mut cluster = Cluster::prepare()?;
+        let programs = cluster.dir.path().join("programs");
+        fs::create_dir(&programs)?;
+        for name in ["flynn-host", "flynn-shim"] {
+            fs::copy(program(name), programs.join(name))?;
+        }
+        let config = cluster.dir.path().join("host.toml");
+        let own = format!("shim = {:?}", programs.join("flynn-shim"));
+        let shared = format!("shim = {:?}", program("flynn-shim"));
+        fs::write(&config, fs::read_to_string(&config)?.replace(&shared, &own))?;
+        cluster.flynn_host_program = programs.join("flynn-host");
+        cluster.started()
+    }
+
+    fn started(self) -> Result<Cluster> {
+        let mut cluster = self;
         cluster.boot()?;
         cluster.flynn(&["cluster", "default", "default"]).ok();
         let command = cluster.flynn_host(&["cli-add-command"])?;
@@ -139,6 +160,7 @@ impl Cluster {
             dir,
             net,
             name,
+            flynn_host_program: program("flynn-host"),
             supervisor: None,
             is_gone: false,
         })
@@ -151,7 +173,7 @@ impl Cluster {
             .append(true)
             .open(self.dir.path().join("host.log"))?;
         let child = self
-            .inside(&program("flynn-host"))
+            .inside(&self.flynn_host_program)
             .arg("--config")
             .arg(self.dir.path().join("host.toml"))
             .arg("supervise")
@@ -202,7 +224,7 @@ impl Cluster {
     pub fn flynn_host(&self, args: &[&str]) -> Result<String> {
         let config = self.dir.path().join("host.toml");
         let output = self
-            .inside(&program("flynn-host"))
+            .inside(&self.flynn_host_program)
             .arg("--config")
             .arg(config)
             .args(args)

@@ -69,6 +69,19 @@ supervisor() {
   printf '%s\n' "$pid"
 }
 
+# Where a supervisor runs, has it start the daemon anew and the router take over from itself: no request fails.
+renew_platform() {
+  supervisor >/dev/null || return 0
+  local pid
+  if pid=$(cat "$state/run/router.pid" 2>/dev/null) && is_flynn_host "$pid"; then kill -HUP "$pid"; fi
+  if pid=$(cat "$state/run/daemon.pid" 2>/dev/null) && is_flynn_host "$pid"; then
+    kill -TERM "$pid"
+    while is_flynn_host "$pid"; do sleep 0.1; done
+  fi
+}
+
+is_flynn_host() { tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null | grep -q flynn-host; }
+
 # Ends daemon and router; jobs go on.
 stop_platform() {
   if has_systemd && [ -e /etc/systemd/system/flynn-host.service ] && [ "$prefix" = /usr/local ]; then

@@ -8,12 +8,14 @@ mod config;
 mod daemon_command;
 mod format;
 mod host_client;
+mod keeper;
 mod log_sink;
 mod operate;
 mod restore;
 mod router_command;
 mod supervise;
 mod teardown;
+mod update;
 mod volumes;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -38,7 +40,14 @@ enum Command {
     /// Run the host daemon: controller, jobs, discovery, builds and logs
     Daemon,
     /// Run the router, which goes on serving while the daemon is away
-    Router,
+    ///
+    /// On SIGHUP it starts anew, from the program and the configuration as they are then, and no
+    /// request fails: the new one takes over the sockets before the old one stops.
+    Router {
+        /// Serve on sockets that come over standard input; what `router` itself starts
+        #[arg(long, hide = true)]
+        serve: bool,
+    },
     /// Run daemon and router and start them again when they end, where there is no systemd
     Supervise,
     /// List the cluster's hosts
@@ -125,6 +134,21 @@ enum Command {
     ///   $ flynn-host restore flynn-backup.tar
     #[command(verbatim_doc_comment)]
     Restore { file: PathBuf },
+    /// Replace this host's programs while everything runs
+    ///
+    /// Jobs go on, and no request fails. Where the new programs do not come up, the ones before come back.
+    ///
+    /// Example:
+    ///   $ flynn-host update --programs target/release
+    #[command(verbatim_doc_comment)]
+    Update {
+        /// A directory with flynn-host, and flynn-shim and flynn where they change, too
+        #[arg(long, value_name = "DIRECTORY")]
+        programs: PathBuf,
+        /// How long daemon and router may each take to come up
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        timeout: u64,
+    },
     /// Stop all jobs of this host and remove its network, as before an uninstallation
     Teardown {
         /// Remove the state, too: apps, images, logs, keys
@@ -179,7 +203,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     runtime.block_on(async {
         match cli.command {
             Command::Daemon => daemon_command::run(config).await,
-            Command::Router => router_command::run(config).await,
+            Command::Router { serve: true } => router_command::run(config).await,
+            Command::Router { serve: false } => keeper::run(config, &cli.config).await,
             Command::Supervise => supervise::run(config, &cli.config).await,
             Command::List { json } => operate::list(&config, json).await,
             Command::Ps { all, quiet, json } => operate::ps(&config, all, quiet, json).await,
@@ -203,6 +228,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Volume { command } => volumes::run(&config, command).await,
             Command::CliAdd => operate::cli_add_command(&config),
             Command::Restore { file } => restore::run(&config, &file).await,
+            Command::Update { programs, timeout } => {
+                update::run(&config, &programs, std::time::Duration::from_secs(timeout)).await
+            }
             Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
             Command::Version | Command::GitHook => unreachable!("handled before the configuration is read"),
         }

@@ -60,6 +60,7 @@ impl Feed for FixedFeed {
         self: Box<Self>,
         updates: mpsc::Sender<Update>,
         _: watch::Receiver<Acknowledgement>,
+        _: watch::Sender<bool>,
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let _ = updates.send(Update::Snapshot(self.0)).await;

@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -211,6 +211,10 @@ impl Files {
             return Err(std::io::Error::other("the app's id is no file name"));
         }
         let path = self.directory.join(app).join("router.log");
+        // While one router takes another's place, both write, and either may put the file aside.
+        if self.open.get(app).is_some_and(|known| !known.is_at(&path)) {
+            self.open.remove(app);
+        }
         if !self.open.contains_key(app) {
             if self.open.len() >= FILES_MAX {
                 self.open.clear();
@@ -264,6 +268,14 @@ impl Open {
             lines = first.unwrap_or(1).saturating_sub(1) + count_lines(&fs::read(path)?);
         }
         Ok(Open { file, bytes, lines })
+    }
+
+    /// Whether the file is still the one at `path`, and nobody else has written to it.
+    fn is_at(&self, path: &Path) -> bool {
+        let (Ok(own), Ok(there)) = (self.file.metadata(), fs::metadata(path)) else {
+            return false;
+        };
+        (own.dev(), own.ino()) == (there.dev(), there.ino()) && there.len() == self.bytes
     }
 }
 

@@ -68,8 +68,14 @@ pub struct Timeouts {
     /// A kept connection to a backend. Below the 5 seconds after which Node.js closes one, so that
     /// requests seldom meet a connection that is just being closed.
     pub backend_idle: Duration,
+    /// At the start, for a newer table than the one on disk, while connections queue. A controller that
+    /// is out of reach is not waited for.
+    pub first_table: Duration,
     /// After a planned stop, for requests still running.
     pub drain: Duration,
+    /// After a planned stop, for client connections without a request: who sends one within it is
+    /// answered and told that it was the last. Ending them at once would cut off requests on their way.
+    pub drain_idle: Duration,
 }
 
 impl Default for Timeouts {
@@ -81,7 +87,9 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             response: Duration::from_secs(30),
             backend_idle: Duration::from_secs(4),
+            first_table: Duration::from_secs(3),
             drain: Duration::from_secs(30),
+            drain_idle: Duration::from_secs(3),
         }
     }
 }

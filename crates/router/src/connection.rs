@@ -55,7 +55,7 @@ async fn serve(guest: &Guest, watch: &Rc<Watch>, mut client: Client, entrance: E
     let worker = &guest.worker;
     let mut buffer = Buffer::empty();
     loop {
-        if worker.is_stopping() {
+        if worker.is_ending() {
             break;
         }
         let first = poll_fn(|cx| buffer.poll_fill(cx, &mut client));
@@ -100,7 +100,6 @@ async fn busy(
             Err(Ended::Page(page)) => return refuse(worker, watch, client, &page).await,
         };
         match exchange::serve(worker, watch, client, buffer, length, entrance).await {
-            After::Next if worker.is_stopping() => return After::Close,
             After::Next => {}
             other => return other,
         }

@@ -15,6 +15,8 @@ pub struct Control {
     /// The newest table that all threads use, as it was acknowledged.
     acknowledged: u64,
     is_loaded: bool,
+    /// Anything of the feed.
+    has_heard: bool,
     shared: Arc<Shared>,
     certificates: Arc<Certificates>,
     tables: watch::Sender<Arc<LiveTable>>,
@@ -55,6 +57,7 @@ impl Control {
             version: 1,
             acknowledged: 0,
             is_loaded,
+            has_heard: false,
             shared,
             certificates,
             tables,
@@ -87,9 +90,11 @@ impl Control {
             has_changed |= self.model.apply(update) == routing::Applied::Changed;
             next = updates.try_recv().ok();
         }
-        if !has_changed {
+        // The first that is heard makes a table even when it is the one on disk: it is waited for.
+        if !has_changed && self.has_heard {
             return;
         }
+        self.has_heard = true;
         self.is_loaded = true;
         self.version += 1;
         let live = Arc::new(self.shared.live(self.version, true, self.model.table()));

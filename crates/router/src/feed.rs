@@ -13,11 +13,13 @@ use tokio::sync::{Notify, mpsc, watch};
 
 /// A source of updates. A snapshot has to come first.
 pub trait Feed: Send + 'static {
-    /// Runs until dropped.
+    /// Runs until dropped. Says in `is_out_of_reach` when a try to reach the source has failed, so that
+    /// nobody waits for what cannot come.
     fn run(
         self: Box<Self>,
         updates: mpsc::Sender<Update>,
         acknowledgements: watch::Receiver<Acknowledgement>,
+        is_out_of_reach: watch::Sender<bool>,
     ) -> BoxFuture<'static, ()>;
 }
 
@@ -48,11 +50,12 @@ impl Feed for ControllerFeed {
         self: Box<Self>,
         updates: mpsc::Sender<Update>,
         acknowledgements: watch::Receiver<Acknowledgement>,
+        is_out_of_reach: watch::Sender<bool>,
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let again = Notify::new();
             tokio::join!(
-                self.listen(updates, &again),
+                self.listen(updates, &is_out_of_reach, &again),
                 self.acknowledge(acknowledgements, &again)
             );
         })
@@ -60,7 +63,12 @@ impl Feed for ControllerFeed {
 }
 
 impl ControllerFeed {
-    async fn listen(&self, updates: mpsc::Sender<Update>, again: &Notify) {
+    async fn listen(
+        &self,
+        updates: mpsc::Sender<Update>,
+        is_out_of_reach: &watch::Sender<bool>,
+        again: &Notify,
+    ) {
         let mut backoff = BACKOFF_FIRST;
         while !updates.is_closed() {
             let mut has_heard = false;
@@ -70,6 +78,7 @@ impl ControllerFeed {
             }
             if let Err(error) = result {
                 tracing::debug!(error = format!("{error:#}"), "feed lost");
+                is_out_of_reach.send_replace(true);
             }
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);

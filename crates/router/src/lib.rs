@@ -27,6 +27,7 @@ mod listen;
 mod live;
 mod pages;
 mod prepare;
+mod sockets;
 mod state_file;
 mod tcp;
 mod tls;
@@ -38,9 +39,10 @@ pub mod http1;
 
 pub use config::{CertificatePem, Config, Limits, Timeouts};
 pub use feed::{ControllerFeed, Feed};
+pub use listen::Kind;
+pub use sockets::Sockets;
 
 use anyhow::Context;
-use listen::{Kind, Listening};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -53,6 +55,7 @@ pub struct Running {
     /// What it listens on, with the real ports where 0 was asked for.
     pub http: Vec<SocketAddr>,
     pub https: Vec<SocketAddr>,
+    begun: channel::Receiver<bool>,
     stop: channel::Sender<bool>,
     threads: Vec<JoinHandle<std::io::Result<()>>>,
     writer: Option<JoinHandle<()>>,
@@ -70,16 +73,18 @@ pub async fn run(
     running.stop().await
 }
 
-/// Starts all threads. To be called within a tokio runtime, which runs feed and control.
+/// Opens the addresses of `config` and starts. To be called within a tokio runtime.
 pub fn start(config: Config, feed: Box<dyn Feed>) -> anyhow::Result<Running> {
-    let threads = match config.worker_threads {
-        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-        threads => threads,
-    };
+    let sockets = Sockets::open(&config)?;
+    start_on(sockets, config, feed)
+}
+
+/// Starts all threads on sockets that somebody else may have opened. To be called within a tokio
+/// runtime, which runs feed and control.
+pub fn start_on(sockets: Sockets, config: Config, feed: Box<dyn Feed>) -> anyhow::Result<Running> {
     let config = Arc::new(config);
-    let mut per_thread: Vec<Vec<Listening>> = (0..threads).map(|_| Vec::new()).collect();
-    let http = open_all(&config.http_listen, Kind::Http, &mut per_thread)?;
-    let https = open_all(&config.https_listen, Kind::Https, &mut per_thread)?;
+    let (http, https) = (sockets.addresses(Kind::Http), sockets.addresses(Kind::Https));
+    let threads = sockets.threads();
 
     let shared = Arc::new(live::Shared::new(threads));
     let certificates = Arc::new(tls::Certificates::new(config.default_certificate.as_ref())?);
@@ -95,12 +100,13 @@ pub fn start(config: Config, feed: Box<dyn Feed>) -> anyhow::Result<Running> {
     };
 
     let (stop, stopped) = channel::channel(false);
+    let (begin, begun) = channel::channel(false);
     let connections = match config.limits.connections {
         0 => open_files_max() * 3 / 4,
         connections => connections,
     };
     let mut handles = Vec::new();
-    for (index, listeners) in per_thread.into_iter().enumerate() {
+    for (index, listeners) in sockets.share().into_iter().enumerate() {
         let mut seed = [0u8; 8];
         getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
         let start = worker::Start {
@@ -111,6 +117,7 @@ pub fn start(config: Config, feed: Box<dyn Feed>) -> anyhow::Result<Running> {
             tls: Some(acceptor.clone()),
             listeners,
             tables: tables.clone(),
+            begin: begun.clone(),
             stop: stopped.clone(),
             seed: u64::from_ne_bytes(seed),
             connections_max: (connections / threads).max(1),
@@ -124,14 +131,18 @@ pub fn start(config: Config, feed: Box<dyn Feed>) -> anyhow::Result<Running> {
 
     let (updates, incoming) = mpsc::channel(1024);
     let (answers, acknowledgements) = channel::channel(routing::feed::Acknowledgement::default());
+    let (out_of_reach, is_out_of_reach) = channel::channel(false);
+    let beginning = begin_serving(begin, config.clone(), tables, is_out_of_reach, stopped);
     let tasks = vec![
         tokio::spawn(control.run(incoming, answers)).abort_handle(),
-        tokio::spawn(feed.run(updates, acknowledgements)).abort_handle(),
+        tokio::spawn(feed.run(updates, acknowledgements, out_of_reach)).abort_handle(),
+        tokio::spawn(beginning).abort_handle(),
     ];
     tracing::info!(?http, ?https, threads, "router listens");
     Ok(Running {
         http,
         https,
+        begun,
         stop,
         threads: handles,
         writer: writer_thread,
@@ -140,6 +151,11 @@ pub fn start(config: Config, feed: Box<dyn Feed>) -> anyhow::Result<Running> {
 }
 
 impl Running {
+    /// Waits until connections are accepted: there is a table of now, or none to be had.
+    pub async fn serves(&mut self) {
+        let _ = self.begun.wait_for(|begun| *begun).await;
+    }
+
     /// Takes no more connections, lets requests finish, and returns when all is done or the limit of
     /// [`Timeouts::drain`] is reached. The feed hears of the draining until the end.
     pub async fn stop(self) -> anyhow::Result<()> {
@@ -171,23 +187,29 @@ impl Running {
     }
 }
 
-fn open_all(
-    addrs: &[SocketAddr],
-    kind: Kind,
-    per_thread: &mut [Vec<Listening>],
-) -> anyhow::Result<Vec<SocketAddr>> {
-    let mut real = Vec::new();
-    for addr in addrs {
-        let mut addr = *addr;
-        for thread in per_thread.iter_mut() {
-            let listener = listen::open(addr).with_context(|| format!("cannot listen on {addr}"))?;
-            // Port 0 becomes a number with the first socket.
-            addr = listener.local_addr()?;
-            thread.push(Listening { kind, listener });
-        }
-        real.push(addr);
+/// Lets the threads accept connections: as soon as there is a newer table than the one on disk, which
+/// may name backends that are long gone; or when it is clear that none comes.
+async fn begin_serving(
+    begin: channel::Sender<bool>,
+    config: Arc<Config>,
+    mut tables: channel::Receiver<Arc<live::LiveTable>>,
+    mut is_out_of_reach: channel::Receiver<bool>,
+    mut stopped: channel::Receiver<bool>,
+) {
+    let first = tables.borrow_and_update().version;
+    let newer = async {
+        // The sender may be gone without one: then nothing is waited for.
+        let _ = tables.wait_for(|table| table.version > first).await;
+    };
+    tokio::select! {
+        () = newer => {}
+        _ = is_out_of_reach.wait_for(|is_so| *is_so) => {}
+        _ = stopped.wait_for(|stopped| *stopped) => {}
+        () = tokio::time::sleep(config.timeouts.first_table) => {}
     }
-    Ok(real)
+    begin.send_replace(true);
+    // Whoever asks whether it serves asks this.
+    begin.closed().await;
 }
 
 fn open_files_max() -> usize {

@@ -1,11 +1,11 @@
-//! Listening sockets. The one place where they are made, so that they can be handed over one day.
+//! Listening sockets. The one place where they are made.
 
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 /// What is spoken behind a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
     Http,
     Https,

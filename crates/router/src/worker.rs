@@ -38,7 +38,10 @@ pub struct Worker {
     pub tls: Option<TlsAcceptor>,
     table: RefCell<Rc<ThreadTable>>,
     random: Cell<u64>,
+    /// Takes no more connections, and each answer is the last on its connection.
     is_stopping: Cell<bool>,
+    /// Connections without a request end, too.
+    is_ending: Cell<bool>,
     /// Told once, when stopping begins.
     stopping: Notify,
     connections: Cell<usize>,
@@ -58,6 +61,8 @@ pub struct Start {
     pub tls: Option<TlsAcceptor>,
     pub listeners: Vec<Listening>,
     pub tables: watch::Receiver<Arc<LiveTable>>,
+    /// When connections are accepted; until then they queue.
+    pub begin: watch::Receiver<bool>,
     pub stop: watch::Receiver<bool>,
     pub seed: u64,
     pub connections_max: usize,
@@ -86,6 +91,7 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
         table: RefCell::new(Rc::new(ThreadTable::new(first, None))),
         random: Cell::new(start.seed | 1),
         is_stopping: Cell::new(false),
+        is_ending: Cell::new(false),
         stopping: Notify::new(),
         connections: Cell::new(0),
         connections_max: start.connections_max,
@@ -96,12 +102,17 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
     worker.shared.applied(worker.index, version);
     for listening in start.listeners {
         let listener = TcpListener::from_std(listening.listener)?;
-        spawn_local(worker.clone().accept(listener, listening.kind, 0));
+        let (worker, mut begin) = (worker.clone(), start.begin.clone());
+        spawn_local(async move {
+            let _ = begin.wait_for(|begun| *begun).await;
+            worker.accept(listener, listening.kind, 0).await;
+        });
     }
     let mut tick = tokio::time::interval(worker.tick());
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut sweeps = Instant::now();
     let mut drained_by: Option<Instant> = None;
+    let timeouts = worker.config.timeouts.clone();
     loop {
         tokio::select! {
             changed = start.tables.changed(), if drained_by.is_none() => {
@@ -124,15 +135,17 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
                 }
                 match drained_by {
                     Some(limit) if worker.connections.get() == 0 || Instant::now() >= limit => break,
-                    Some(_) => worker.watches.end_idle(),
-                    None => {}
+                    Some(limit) if Instant::now() + timeouts.drain >= limit + timeouts.drain_idle => {
+                        worker.is_ending.set(true);
+                        worker.watches.end_idle();
+                    }
+                    _ => {}
                 }
             }
             _ = start.stop.wait_for(|stop| *stop), if drained_by.is_none() => {
                 worker.is_stopping.set(true);
                 worker.stopping.notify_waiters();
-                worker.watches.end_idle();
-                drained_by = Some(Instant::now() + worker.config.timeouts.drain);
+                drained_by = Some(Instant::now() + timeouts.drain);
             }
         }
     }
@@ -149,6 +162,10 @@ impl Worker {
 
     pub fn is_stopping(&self) -> bool {
         self.is_stopping.get()
+    }
+
+    pub fn is_ending(&self) -> bool {
+        self.is_ending.get()
     }
 
     pub fn now_ms(&self) -> u64 {

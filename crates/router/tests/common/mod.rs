@@ -24,6 +24,7 @@ impl Feed for HandFeed {
         mut self: Box<Self>,
         updates: mpsc::Sender<Update>,
         mut acknowledgements: watch::Receiver<Acknowledgement>,
+        _: watch::Sender<bool>,
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             loop {
@@ -57,6 +58,8 @@ pub fn config() -> Config {
         worker_threads: 2,
         timeouts: Timeouts {
             drain: Duration::from_secs(5),
+            drain_idle: Duration::from_millis(100),
+            first_table: Duration::ZERO,
             ..Timeouts::default()
         },
         limits: Limits::default(),
@@ -66,13 +69,18 @@ pub fn config() -> Config {
 
 impl World {
     pub async fn start(config: Config) -> World {
+        let sockets = router::Sockets::open(&config).unwrap();
+        World::start_on(sockets, config).await
+    }
+
+    pub async fn start_on(sockets: router::Sockets, config: Config) -> World {
         let (updates, incoming) = mpsc::channel(16);
         let (sender, acknowledgements) = watch::channel(Acknowledgement::default());
         let feed = HandFeed {
             updates: incoming,
             acknowledgements: sender,
         };
-        let running = router::start(config, Box::new(feed)).unwrap();
+        let running = router::start_on(sockets, config, Box::new(feed)).unwrap();
         let http = running.http[0];
         World {
             running,
