@@ -86,6 +86,8 @@ is_flynn_host() { tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null | grep -q flynn-ho
 stop_platform() {
   if has_systemd && [ -e /etc/systemd/system/flynn-host.service ] && [ "$prefix" = /usr/local ]; then
     systemctl stop flynn-router.service flynn-host.service
+    # Of a version before it, there is none.
+    systemctl stop flynn-tunnel.service 2>/dev/null || true
   fi
   local pid
   if pid=$(supervisor); then

@@ -62,6 +62,9 @@ pub struct Network {
     pub vni: u32,
     /// UDP, of VXLAN.
     pub vxlan_port: u16,
+    /// UDP, of the encrypted tunnel.
+    pub tunnel_port: u16,
+    pub encryption: overlay::Encryption,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -116,6 +119,8 @@ impl Default for Network {
             underlay: None,
             vni: 1,
             vxlan_port: 4789,
+            tunnel_port: 51820,
+            encryption: overlay::Encryption::Auto,
         }
     }
 }
@@ -187,6 +192,16 @@ impl Config {
         StateDir::new(&self.state_dir)
     }
 
+    /// Where other hosts deliver what their jobs send to this host's.
+    pub fn underlay(&self) -> Option<IpAddr> {
+        self.network.underlay
+    }
+
+    /// Whether what jobs send to other hosts is encrypted.
+    pub fn encrypts(&self) -> bool {
+        self.underlay().is_some() && self.network.encryption != overlay::Encryption::Off
+    }
+
     pub fn http_port(&self) -> u16 {
         self.http.first().map_or(80, SocketAddr::port)
     }
@@ -228,12 +243,14 @@ impl Config {
                 .map_err(|error| anyhow::anyhow!("network.blocked {blocked:?}: {error}"))?;
             config.blocked.push(parsed);
         }
-        if let Some(address) = self.network.underlay {
+        if let Some(address) = self.underlay() {
             let cluster = self.network.cluster.parse();
             let cluster = cluster.map_err(|error| anyhow::anyhow!("network.cluster: {error}"))?;
             config.underlay = Some(overlay::Underlay {
                 vni: self.network.vni,
                 vxlan_port: self.network.vxlan_port,
+                tunnel_port: self.network.tunnel_port,
+                encryption: self.network.encryption,
                 ..overlay::Underlay::new(address, cluster)
             });
         }

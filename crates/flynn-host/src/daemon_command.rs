@@ -81,7 +81,10 @@ pub async fn run(config: Config) -> Result<()> {
         keys: secrets.keys(),
         advertised: None,
         network: config.overlay()?,
-        public_key: None,
+        public_key: match config.encrypts() {
+            true => Some(crate::tunnel_command::key(&state)?.public()),
+            false => None,
+        },
         cgroup_parent: config.cgroup.clone(),
         shim: config.shim.clone(),
         dns: config.overlay()?.subnet.gateway(),

@@ -15,6 +15,7 @@ mod restore;
 mod router_command;
 mod supervise;
 mod teardown;
+mod tunnel_command;
 mod update;
 mod volumes;
 
@@ -48,7 +49,9 @@ enum Command {
         #[arg(long, hide = true)]
         serve: bool,
     },
-    /// Run daemon and router and start them again when they end, where there is no systemd
+    /// Run what encrypts traffic between hosts, which goes on while the daemon is away
+    Tunnel,
+    /// Run daemon, router and tunnel and start them again when they end, where there is no systemd
     Supervise,
     /// List the cluster's hosts
     ///
@@ -205,6 +208,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Daemon => daemon_command::run(config).await,
             Command::Router { serve: true } => router_command::run(config).await,
             Command::Router { serve: false } => keeper::run(config, &cli.config).await,
+            Command::Tunnel => tunnel_command::run(&cli.config).await,
             Command::Supervise => supervise::run(config, &cli.config).await,
             Command::List { json } => operate::list(&config, json).await,
             Command::Ps { all, quiet, json } => operate::ps(&config, all, quiet, json).await,

@@ -1,4 +1,4 @@
-//! `flynn-host supervise`: keeps daemon and router running where there is no systemd.
+//! `flynn-host supervise`: keeps daemon, router and tunnel running where there is no systemd.
 //!
 //! Nothing more: it starts them, starts them again when they end, and ends them when it is ended. If
 //! it is killed itself they go on; starting it again finds their places taken, so it ends those first.
@@ -14,7 +14,7 @@ use daemon::{Shutdown, files};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::config::Config;
+use crate::{config::Config, tunnel_command};
 
 /// Restarts wait this long at first and at most; one that has run for long starts from the first again.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -30,14 +30,25 @@ pub async fn run(config: Config, config_path: &Path) -> Result<()> {
     files::create_private_dir(&run)?;
     write_pid(&run.join("supervisor.pid"))?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let parts = ["daemon", "router"].map(|name| {
+    let parts = ["daemon", "router", "tunnel"].map(|name| {
         let part = Part {
             name,
             program: program.clone(),
             config: config_path.to_owned(),
             pid_file: run.join(format!("{name}.pid")),
         };
-        tokio::spawn(part.keep_running(shutdown.clone()))
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            // Most hosts have nothing to encrypt, and need no process for it.
+            if name == "tunnel"
+                && tunnel_command::encrypting(&part.config, &shutdown)
+                    .await
+                    .is_none()
+            {
+                return;
+            }
+            part.keep_running(shutdown).await
+        })
     });
     for part in parts {
         part.await.context("a supervising task ended by itself")?;

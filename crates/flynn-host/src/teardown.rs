@@ -8,7 +8,7 @@ use crate::{config::Config, supervise::runs_program};
 
 pub async fn run(config: &Config, remove_state: bool) -> Result<()> {
     let state = config.state();
-    for part in ["supervise", "daemon", "router"] {
+    for part in ["supervise", "daemon", "router", "tunnel"] {
         let name = if part == "supervise" { "supervisor" } else { part };
         let pid = std::fs::read_to_string(state.run().join(format!("{name}.pid"))).unwrap_or_default();
         if let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw)

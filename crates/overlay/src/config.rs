@@ -65,6 +65,25 @@ pub struct Underlay {
     /// UDP, of VXLAN.
     #[serde(default = "vxlan_port_default")]
     pub vxlan_port: u16,
+    /// UDP, of the encrypted tunnel.
+    #[serde(default = "tunnel_port_default")]
+    pub tunnel_port: u16,
+    #[serde(default)]
+    pub encryption: Encryption,
+}
+
+/// Whether what jobs of different hosts send each other can be read on the way. A host that encrypts takes nothing that
+/// is not, and sends nothing that is not, whatever the others do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    /// VXLAN, for networks that nobody else listens on.
+    Off,
+    /// The best that there is on this machine.
+    #[default]
+    Auto,
+    /// WireGuard's protocol by [`crate::tunnel`].
+    Userspace,
 }
 
 impl Underlay {
@@ -75,17 +94,27 @@ impl Underlay {
             cluster,
             vni: vni_default(),
             vxlan_port: vxlan_port_default(),
+            tunnel_port: tunnel_port_default(),
+            encryption: Encryption::default(),
         }
     }
 
-    /// What is put around each packet that goes to another host, in bytes: an outer IP head, UDP, VXLAN and the inner
-    /// Ethernet head.
+    pub fn is_encrypted(&self) -> bool {
+        self.encryption != Encryption::Off
+    }
+
+    /// What is put around each packet that goes to another host, in bytes: an outer IP head, UDP, and then VXLAN's
+    /// head and an inner one of Ethernet, or WireGuard's head and the cipher's tag.
     pub fn overhead(&self) -> u32 {
         let ip = match self.address {
             IpAddr::V4(_) => 20,
             IpAddr::V6(_) => 40,
         };
-        ip + 8 + 8 + 14
+        let inner = match self.is_encrypted() {
+            true => 16 + 16,
+            false => 8 + 14,
+        };
+        ip + 8 + inner
     }
 }
 
@@ -96,6 +125,11 @@ fn vni_default() -> u32 {
 /// IANA's.
 fn vxlan_port_default() -> u16 {
     4789
+}
+
+/// WireGuard's.
+fn tunnel_port_default() -> u16 {
+    51820
 }
 
 fn dns_port_default() -> u16 {
@@ -201,6 +235,7 @@ impl Config {
             .chain([&self.dns_port])
             .chain(&self.discoverd_port)
             .chain(self.underlay.iter().map(|underlay| &underlay.vxlan_port))
+            .chain(self.underlay.iter().map(|underlay| &underlay.tunnel_port))
             .chain(self.host_ports.iter().map(|h| &h.port));
         if ports.any(|port| *port == 0) {
             return invalid("port 0 cannot be opened".into());

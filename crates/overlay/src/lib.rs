@@ -12,7 +12,8 @@
 //!         (DNS, router, discovery)
 //! ```
 //!
-//! Other hosts are behind one more interface, `fl0.peers`: a VXLAN whose every entry is static ([`map`]).
+//! Other hosts are behind one more interface, `fl0.peers`: an encrypted [`tunnel`], or a VXLAN whose every entry is
+//! static ([`map`]).
 //!
 //! There is no bridge: every job hangs on a point-to-point link of its own, so every packet between
 //! two jobs is routed and passes the `forward` hook of the one nftables table made here.
@@ -46,9 +47,10 @@ mod peers;
 pub mod plan;
 mod ruleset;
 mod subnet;
+pub mod tunnel;
 
 pub use attach::Attached;
-pub use config::{Config, HostPort, Protocol, Underlay};
+pub use config::{Config, Encryption, HostPort, Protocol, Underlay};
 pub use diagnose::Finding;
 pub use error::Error;
 pub use lease::{Lease, Leases};

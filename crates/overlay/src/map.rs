@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Subnet};
+use crate::{Config, Subnet, Underlay};
 
 /// All that a host has to know of the others. The whole of it each time; what differs is found out by comparing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,12 +40,11 @@ pub struct Peer {
 
 pub type Mac = [u8; 6];
 
-/// How the peers are reached by VXLAN: entries of the kernel's tables, none of which it may learn or forget by itself.
+/// How the peers are reached: entries of the kernel's tables, none of which it may learn or forget by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ways {
-    /// Each peer's subnet, by its gateway.
     pub routes: BTreeSet<Subnet>,
-    /// The peers' gateways and what their ends of the network are called.
+    /// Of VXLAN only: the peers' gateways, by which the routes lead, and what their ends of the network are called.
     pub neighbours: BTreeMap<Ipv4Addr, Mac>,
     /// Under which address of the underlay each end is.
     pub forwarding: BTreeMap<Mac, IpAddr>,
@@ -87,7 +86,11 @@ pub fn reachable<'a>(config: &Config, map: &'a Map) -> (Vec<&'a Peer>, Vec<Strin
                 peer.underlay, underlay.address
             ))
         } else {
-            None
+            match (underlay.is_encrypted(), peer.public_key.is_some()) {
+                (true, false) => Some("it does not encrypt what jobs send, and this host does".into()),
+                (false, true) => Some("it encrypts what jobs send, and this host does not".into()),
+                _ => None,
+            }
         };
         match problem {
             Some(problem) => problems.push(format!("host {id} cannot be reached: {problem}")),
@@ -102,6 +105,10 @@ pub fn ways(config: &Config, map: &Map) -> Ways {
     for peer in reachable(config, map).0 {
         let mac = mac(peer.subnet);
         ways.routes.insert(peer.subnet);
+        // A tunnel finds the peer by the packet's destination.
+        if config.underlay.as_ref().is_some_and(Underlay::is_encrypted) {
+            continue;
+        }
         ways.neighbours.insert(peer.subnet.gateway(), mac);
         ways.forwarding.insert(mac, peer.underlay);
     }
@@ -111,14 +118,14 @@ pub fn ways(config: &Config, map: &Map) -> Ways {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Underlay;
+    use crate::Encryption;
 
     fn config() -> Config {
         Config {
-            underlay: Some(Underlay::new(
-                "10.0.0.1".parse().unwrap(),
-                "100.100.0.0/16".parse().unwrap(),
-            )),
+            underlay: Some(Underlay {
+                encryption: Encryption::Off,
+                ..Underlay::new("10.0.0.1".parse().unwrap(), "100.100.0.0/16".parse().unwrap())
+            }),
             ..Config::new("fl0", "flynn_fl0", "100.100.0.0/22".parse().unwrap())
         }
     }
@@ -187,5 +194,34 @@ mod tests {
             ..config()
         };
         assert_eq!(ways(&alone, &map("b 100.100.4.0/22 10.0.0.2")), Ways::default());
+    }
+
+    #[test]
+    fn hosts_that_encrypt_and_hosts_that_do_not_do_not_reach_each_other() {
+        let mut map = map("b 100.100.4.0/22 10.0.0.2, c 100.100.8.0/22 10.0.0.3");
+        map.hosts.get_mut("c").unwrap().public_key = Some("key".into());
+        let open = config();
+        let mut encrypting = config();
+        encrypting.underlay.as_mut().unwrap().encryption = Encryption::Auto;
+        for (config, reached, why_not) in [
+            (
+                open,
+                "100.100.4.0/22",
+                "host c cannot be reached: it encrypts what jobs send, and this host does not",
+            ),
+            (
+                encrypting,
+                "100.100.8.0/22",
+                "host b cannot be reached: it does not encrypt what jobs send, and this host does",
+            ),
+        ] {
+            assert_eq!(ways(&config, &map).routes, [reached.parse().unwrap()].into());
+            assert_eq!(reachable(&config, &map).1, [why_not]);
+            assert_eq!(
+                ways(&config, &map).forwarding.is_empty(),
+                config.underlay.unwrap().is_encrypted(),
+                "nothing by VXLAN"
+            );
+        }
     }
 }

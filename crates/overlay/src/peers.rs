@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use crate::map::{self, Mac, Ways};
 use crate::netlink::{self, Netlink};
-use crate::{Config, Error, Subnet, Underlay, attach};
+use crate::{Config, Error, Subnet, Underlay, attach, tunnel};
 
 /// Makes or repairs the interface to the peers and what it knows of them.
 pub(crate) fn carry_out(config: &Config, underlay: &Underlay, ways: &Ways, mtu: u32) -> Result<(), Error> {
@@ -36,11 +36,14 @@ pub(crate) fn is_there(host: &mut Netlink, config: &Config) -> io::Result<bool> 
 /// Its routes and entries go with it.
 pub(crate) fn remove(host: &mut Netlink, config: &Config) -> io::Result<()> {
     match host.link(&config.peer_interface())? {
-        Some(link) if netlink::kind(&link) == Some(InfoKind::Vxlan) => {
-            attach::delete(host, link.header.index)
-        }
+        Some(link) if is_ours(&link) => attach::delete(host, link.header.index),
         _ => Ok(()),
     }
+}
+
+/// Of a kind that this crate makes, under our name.
+fn is_ours(link: &LinkMessage) -> bool {
+    matches!(netlink::kind(link), Some(InfoKind::Vxlan | InfoKind::Tun))
 }
 
 fn interface(host: &mut Netlink, config: &Config, underlay: &Underlay, mtu: u32) -> Result<u32, Error> {
@@ -49,11 +52,9 @@ fn interface(host: &mut Netlink, config: &Config, underlay: &Underlay, mtu: u32)
     let mac = map::mac(config.subnet);
     let mut found = host.link(&name).map_err(doing("looking for"))?;
     if let Some(link) = &found {
-        let kind = netlink::kind(link);
-        if kind != Some(InfoKind::Vxlan) {
-            let kind = kind
-                .map(|kind| kind.to_string())
-                .unwrap_or_else(|| "physical".into());
+        if !is_ours(link) {
+            let kind = netlink::kind(link);
+            let kind = kind.map_or_else(|| "physical".into(), |kind| kind.to_string());
             return Err(Error::InterfaceInUse { name, kind });
         }
         // Of another configuration: most of it cannot be changed while it is there.
@@ -65,8 +66,13 @@ fn interface(host: &mut Netlink, config: &Config, underlay: &Underlay, mtu: u32)
     let link = match found {
         Some(link) => link,
         None => {
-            host.one(netlink::create_vxlan(&name, underlay, mac, mtu))
-                .map_err(|error| vxlan_refused(error, underlay, &name))?;
+            match underlay.is_encrypted() {
+                true => tunnel::make_device(&name).map_err(doing("making"))?,
+                false => host
+                    .one(netlink::create_vxlan(&name, underlay, mac, mtu))
+                    .map(drop)
+                    .map_err(|error| vxlan_refused(error, underlay, &name))?,
+            }
             let link = host.link(&name).map_err(doing("looking for"))?;
             link.ok_or_else(|| doing("looking for")(Errno::ENODEV.into()))?
         }
@@ -89,6 +95,9 @@ fn vxlan_refused(error: io::Error, underlay: &Underlay, name: &str) -> Error {
 }
 
 fn is_as_wanted(link: &LinkMessage, underlay: &Underlay, mac: Mac) -> bool {
+    if underlay.is_encrypted() {
+        return netlink::kind(link) == Some(InfoKind::Tun);
+    }
     let Some(InfoData::Vxlan(infos)) = netlink::data(link) else {
         return false;
     };
@@ -129,11 +138,17 @@ fn update(host: &mut Netlink, index: u32, source: Ipv4Addr, ways: &Ways) -> io::
         .filter(|(gateway, mac)| known.get(*gateway) != Some(*mac))
         .map(|(gateway, mac)| netlink::put_neighbour(index, *gateway, *mac));
     host.all(new)?;
-    let known: BTreeSet<Subnet> = routes.iter().filter_map(|route| whole(route, source)).collect();
+    let known: BTreeSet<Subnet> = routes
+        .iter()
+        .filter_map(|route| whole(route, source, ways))
+        .collect();
     let new = ways
         .routes
         .difference(&known)
-        .map(|subnet| netlink::route_to_peer(index, *subnet, source));
+        .map(|subnet| match gateway_of(*subnet, ways) {
+            Some(gateway) => netlink::route_by_gateway(index, *subnet, gateway, source),
+            None => netlink::route_into_tunnel(index, *subnet, source),
+        });
     host.all(new)?;
 
     let routes = routes
@@ -198,14 +213,17 @@ fn destination(route: &RouteMessage) -> Option<Subnet> {
 }
 
 /// Where a route leads that has all that ours have.
-fn whole(route: &RouteMessage, source: Ipv4Addr) -> Option<Subnet> {
+fn whole(route: &RouteMessage, source: Ipv4Addr, ways: &Ways) -> Option<Subnet> {
     let subnet = destination(route)?;
-    let needed = [
-        RouteAttribute::Gateway(RouteAddress::Inet(subnet.gateway())),
-        RouteAttribute::PrefSource(RouteAddress::Inet(source)),
-    ];
-    needed
-        .iter()
-        .all(|attribute| route.attributes.contains(attribute))
-        .then_some(subnet)
+    let gateway = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(*gateway),
+        _ => None,
+    });
+    let source = RouteAttribute::PrefSource(RouteAddress::Inet(source));
+    (gateway == gateway_of(subnet, ways) && route.attributes.contains(&source)).then_some(subnet)
+}
+
+fn gateway_of(subnet: Subnet, ways: &Ways) -> Option<Ipv4Addr> {
+    let gateway = subnet.gateway();
+    ways.neighbours.contains_key(&gateway).then_some(gateway)
 }

@@ -104,6 +104,7 @@ mod tests {
             blocked: vec!["10.0.0.0/8".parse().unwrap()],
             underlay: Some(Underlay {
                 vni: 7,
+                encryption: crate::Encryption::Off,
                 ..Underlay::new("192.0.2.1".parse().unwrap(), "100.100.0.0/16".parse().unwrap())
             }),
             ..Config::new("fl0", "flynn_fl0", "100.100.0.0/22".parse().unwrap())

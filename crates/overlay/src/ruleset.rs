@@ -270,8 +270,14 @@ fn between(underlay: &Underlay) -> Between {
         cluster,
         vni,
         vxlan_port,
+        tunnel_port,
+        ..
     } = underlay;
-    let is_ours = format!("udp dport {vxlan_port} {INNER_NETWORK} {vni}");
+    let is_vxlan = format!("udp dport {vxlan_port} {INNER_NETWORK} {vni}");
+    let is_ours = match underlay.is_encrypted() {
+        true => format!("udp dport {tunnel_port}"),
+        false => is_vxlan.clone(),
+    };
     let (family, sources) = match address {
         IpAddr::V4(_) => ("ip", "sources"),
         IpAddr::V6(_) => ("ip6", "sources6"),
@@ -280,8 +286,14 @@ fn between(underlay: &Underlay) -> Between {
         // The outside of a packet needs no connection in the kernel's table; the inside has its own.
         untracked_in: format!("    {family} daddr {address} {is_ours} notrack\n"),
         untracked_out: format!("    {family} saddr {address} {is_ours} notrack\n"),
-        into_underlay: format!("    {is_ours} goto underlay\n"),
-        underlay: format!("    {family} daddr {address} {family} saddr . {INNER_SOURCE} @{sources} accept\n"),
+        into_underlay: format!("    {is_vxlan} goto underlay\n"),
+        // A host that encrypts takes nothing that is not, whoever sends it.
+        underlay: match underlay.is_encrypted() {
+            true => String::new(),
+            false => {
+                format!("    {family} daddr {address} {family} saddr . {INNER_SOURCE} @{sources} accept\n")
+            }
+        },
         cluster: format!("    ip daddr {cluster} goto refuse\n"),
     }
 }

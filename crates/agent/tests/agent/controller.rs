@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use api::host::{Assignment, HostJob, HostReport, JobReport, ReportedState};
+use api::host::{Assignment, HostJob, HostReport, JobReport, NetworkChange, ReportedState};
 use axum::{
     Json, Router,
     body::Body,
@@ -115,6 +115,11 @@ impl Controller {
 
     pub fn drain(&self, job: JobId) {
         self.want(job, Assignment::Drain { job });
+    }
+
+    /// Something about other hosts; `forget` with the same id takes it out of the list.
+    pub fn tell_network(&self, id: JobId, change: NetworkChange) {
+        self.want(id, Assignment::Network { change });
     }
 
     /// Never heard of it.

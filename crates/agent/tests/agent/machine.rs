@@ -99,6 +99,16 @@ impl Machine {
         self.inner.containers.lock().unwrap()
     }
 
+    /// Other hosts, as the network has them.
+    pub fn hosts(&self) -> Vec<String> {
+        self.inner.map.lock().unwrap().hosts.keys().cloned().collect()
+    }
+
+    /// As after a power cut.
+    pub fn forget_hosts(&self) {
+        *self.inner.map.lock().unwrap() = overlay::Map::default();
+    }
+
     /// Names of the directories of what runs.
     pub fn running(&self) -> Vec<String> {
         let containers = self.containers();

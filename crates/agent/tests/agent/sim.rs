@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::host::{HostJob, ReportedState};
+use api::host::{HostJob, NetworkChange, NetworkHost, ReportedState};
 use container::Outcome;
 use daemon::StateDir;
 use futures::StreamExt;
@@ -205,6 +205,41 @@ async fn after_a_power_cut_every_job_is_reported_lost_and_new_ones_run() {
     world.controller.run(&next);
     world.up(id_of(&next)).await;
     assert_eq!((world.machine.running().len(), world.machine.leased()), (1, 1));
+}
+
+#[tokio::test]
+async fn the_network_is_as_it_was_told_until_it_is_told_otherwise() {
+    let world = World::new(Fuse::endless()).await;
+    let map = StateDir::new(&world.setup.state).network_map();
+    let host = |number: u8| {
+        NetworkChange::Host(NetworkHost {
+            id: format!("other{number}").parse().unwrap(),
+            subnet: format!("100.100.{number}.0/24"),
+            underlay: [10, 0, 0, number].into(),
+            public_key: None,
+        })
+    };
+    let ids = [world.job(), world.job()].map(|job| id_of(&job));
+    let life = world.life();
+    world.controller.tell_network(ids[0], host(2));
+    world.controller.tell_network(ids[1], host(3));
+    until("both are known", || world.machine.hosts() == ["other2", "other3"]).await;
+    until("both are kept", || {
+        std::fs::read_to_string(&map).is_ok_and(|text| text.contains("other3"))
+    })
+    .await;
+
+    world.controller.go_away();
+    life.shut_down().await;
+    world.controller.forget(ids[0]);
+    world.machine.forget_hosts();
+    let _life = world.life();
+    until("the next agent has begun", || {
+        world.machine.hosts() == ["other2", "other3"]
+    })
+    .await;
+    world.controller.come_back();
+    until("it hears the rest", || world.machine.hosts() == ["other3"]).await;
 }
 
 #[tokio::test]

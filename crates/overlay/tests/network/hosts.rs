@@ -5,14 +5,14 @@ use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 
-use overlay::{Config, Lease, Map, Network, Peer, Underlay};
+use overlay::{Config, Encryption, Lease, Map, Network, Peer, Underlay};
 
 use crate::world::*;
 
 /// A machine of its own with a network of jobs.
-struct Host {
-    machine: Job,
-    config: Config,
+pub struct Host {
+    pub machine: Job,
+    pub config: Config,
     network: Option<Network>,
 }
 
@@ -20,7 +20,9 @@ struct Host {
 fn hosts(count: u8, is_ipv6: bool) -> Vec<Host> {
     run("ip link add switch type bridge");
     run("ip link set switch up");
-    (1..=count).map(|number| Host::new(number, is_ipv6)).collect()
+    (1..=count)
+        .map(|number| Host::new(number, is_ipv6, Encryption::Off))
+        .collect()
 }
 
 /// Hosts that know of each other.
@@ -33,7 +35,7 @@ fn cluster(count: u8) -> Vec<Host> {
 }
 
 /// All others, and who is admitted to which app.
-fn map_of(host: &Host, hosts: &[Host], admitted: &[(&str, Ipv4Addr)]) -> Map {
+pub fn map_of(host: &Host, hosts: &[Host], admitted: &[(&str, Ipv4Addr)]) -> Map {
     let others = hosts
         .iter()
         .filter(|other| other.config.subnet != host.config.subnet);
@@ -48,7 +50,7 @@ fn map_of(host: &Host, hosts: &[Host], admitted: &[(&str, Ipv4Addr)]) -> Map {
 }
 
 impl Host {
-    fn new(number: u8, is_ipv6: bool) -> Host {
+    pub fn new(number: u8, is_ipv6: bool, encryption: Encryption) -> Host {
         let machine = Job::start();
         let port = format!("port{number}");
         run(&format!(
@@ -67,7 +69,10 @@ impl Host {
         };
         machine.run("ip link set up0 up");
         let mut config = config("t0", &format!("100.100.{number}.0/24"));
-        config.underlay = Some(Underlay::new(address, "100.100.0.0/16".parse().unwrap()));
+        config.underlay = Some(Underlay {
+            encryption,
+            ..Underlay::new(address, "100.100.0.0/16".parse().unwrap())
+        });
         let mut host = Host {
             machine,
             config,
@@ -77,11 +82,11 @@ impl Host {
         host
     }
 
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         format!("host{}", self.config.subnet)
     }
 
-    fn peer(&self) -> Peer {
+    pub fn peer(&self) -> Peer {
         Peer {
             subnet: self.config.subnet,
             underlay: self.config.underlay.as_ref().unwrap().address,
@@ -94,7 +99,7 @@ impl Host {
     }
 
     /// Runs on a thread in the host's namespace, with which everything that it starts is in there too.
-    fn block_on<T: Send, F: Future<Output = T>>(&self, work: impl FnOnce() -> F + Send) -> T {
+    pub fn block_on<T: Send, F: Future<Output = T>>(&self, work: impl FnOnce() -> F + Send) -> T {
         self.machine.within(|| {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -104,21 +109,21 @@ impl Host {
         })
     }
 
-    fn open(&mut self, leases: Vec<Lease>, map: Map) {
+    pub fn open(&mut self, leases: Vec<Lease>, map: Map) {
         let config = self.config.clone();
         let network = self.block_on(|| Network::open(config, leases, map));
         self.network = Some(network.unwrap());
     }
 
-    fn network(&self) -> &Network {
+    pub fn network(&self) -> &Network {
         self.network.as_ref().unwrap()
     }
 
-    fn apply(&self, map: Map) {
+    pub fn apply(&self, map: Map) {
         self.block_on(|| self.network().apply(map)).unwrap();
     }
 
-    fn attached(&self, app: &str) -> (Job, Ipv4Addr) {
+    pub fn attached(&self, app: &str) -> (Job, Ipv4Addr) {
         let (job, lease) = self.block_on(|| attached(self.network(), app));
         (job, lease.address)
     }
@@ -129,7 +134,7 @@ impl Host {
 }
 
 /// Sends a good deal both ways.
-fn transfer(client: &TcpStream, server: &TcpListener) -> IpAddr {
+pub fn transfer(client: &TcpStream, server: &TcpListener) -> IpAddr {
     let (accepted, from) = server.accept().unwrap();
     let sent: Vec<u8> = (0..400_000u32).map(|number| number as u8).collect();
     for (mut one, mut other) in [(client, &accepted), (&accepted, client)] {
@@ -290,7 +295,7 @@ fn forged_packets_do_not_arrive() {
         honest(&a3, a3_address);
 
         // A machine that is no host sends what looks like a host's: the outer address is not known.
-        let stranger = Host::new(9, false);
+        let stranger = Host::new(9, false, Encryption::Off);
         stranger.apply(map_of(&stranger, &hosts, &[]));
         stranger
             .machine
@@ -486,10 +491,10 @@ fn clusters_on_one_machine_have_numbers_of_their_own() {
     in_new_machine(|| async {
         let hosts = cluster(2);
         let mut other = config("t1", "100.101.1.0/24");
-        other.underlay = Some(Underlay::new(
-            "10.0.0.1".parse().unwrap(),
-            "100.101.0.0/16".parse().unwrap(),
-        ));
+        other.underlay = Some(Underlay {
+            encryption: Encryption::Off,
+            ..Underlay::new("10.0.0.1".parse().unwrap(), "100.101.0.0/16".parse().unwrap())
+        });
         let refused = hosts[0].block_on(|| Network::open(other.clone(), [], Map::default()));
         assert!(matches!(
             refused.err().unwrap(),

@@ -1,6 +1,7 @@
 //! The network of jobs on real links, real rules and real packets. Each test has a network namespace of its own, so
 //! they run side by side and never touch the machine's. They need root.
 
+mod encrypted;
 mod hosts;
 mod isolation;
 mod life;
