@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context, Result};
 use e2e::{
-    Cluster, Process,
+    Cluster, Hosts, Process,
     measure::{self, memory_kb, processor_time},
     server,
 };
@@ -35,7 +35,25 @@ fn main() -> Result<()> {
         Ok((cluster.jobs("shop", "stopping")?.is_empty() && cluster.shims().len() == 10).then_some(()))
     })?;
     look(&cluster, "the same after 5 releases and 10 000 requests", seconds)?;
-    cluster.finish()
+    cluster.finish()?;
+    three_hosts(seconds)
+}
+
+/// What heartbeats of the cluster's state and of hosts add.
+fn three_hosts(seconds: u64) -> Result<()> {
+    let hosts = Hosts::start(3)?;
+    hosts.wait_for_list(0, "three peers", |list| {
+        list.len() == 3 && list.iter().all(|(_, status)| status.starts_with("peer"))
+    })?;
+    let leader = hosts.leader(0)?;
+    let follower = (leader + 1) % 3;
+    look(
+        &hosts.hosts[leader],
+        "the leader of three hosts without jobs",
+        seconds,
+    )?;
+    look(&hosts.hosts[follower], "a follower of the three", seconds)?;
+    hosts.finish()
 }
 
 fn look(cluster: &Cluster, what: &str, seconds: u64) -> Result<()> {

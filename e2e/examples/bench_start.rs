@@ -96,7 +96,7 @@ fn measure_runtimes(
     let network = runtime.block_on(Network::open(
         overlay::Config::new("bs", "bench_start", subnet),
         [],
-        [],
+        Default::default(),
     ))?;
     let root = mounted_root(bench)?;
     let shim = Shim::new(program("flynn-shim"));

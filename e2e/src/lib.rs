@@ -4,6 +4,7 @@
 //! Programs come from the build directory, images from `FLYNN_TEST_IMAGES` (script/test sets it; see
 //! there). Everything a test made is gone after it, whether it passed or not.
 
+mod hosts;
 pub mod http;
 pub mod measure;
 mod net;
@@ -18,7 +19,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-pub use net::NetNs;
+pub use hosts::Hosts;
+pub use net::{NetNs, Switch};
 
 /// How long anything that a test waits for may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,16 +118,27 @@ impl Cluster {
     fn started(self) -> Result<Cluster> {
         let mut cluster = self;
         cluster.boot()?;
-        cluster.flynn(&["cluster", "default", "default"]).ok();
-        let command = cluster.flynn_host(&["cli-add-command"])?;
-        let words: Vec<&str> = command.split_whitespace().skip(1).collect();
-        cluster.flynn(&words)?;
+        cluster.add_to_cli()?;
         Ok(cluster)
+    }
+
+    /// Lets `flynn`, as run here, know of the cluster.
+    pub fn add_to_cli(&self) -> Result<()> {
+        self.flynn(&["cluster", "default", "default"]).ok();
+        let command = self.flynn_host(&["cli-add-command"])?;
+        let words: Vec<&str> = command.split_whitespace().skip(1).collect();
+        self.flynn(&words)?;
+        Ok(())
     }
 
     fn prepare() -> Result<Cluster> {
         let name = format!("fe{}", std::process::id());
         let net = NetNs::new(&name)?;
+        Cluster::prepare_host(name, net, "host0")
+    }
+
+    /// A host that has images and a configuration, and does not run yet.
+    fn prepare_host(name: String, net: NetNs, host: &str) -> Result<Cluster> {
         let dir = tempfile::Builder::new().prefix("flynn-e2e-").tempdir()?;
         let state = dir.path().join("state");
         fs::create_dir_all(&state)?;
@@ -145,7 +158,7 @@ impl Cluster {
         fs::copy(images.join("images/stack.json"), state.join("images/stack.json"))?;
         let repo = repo_root();
         let config = format!(
-            "domain = \"flynn.localhost\"\nhost = \"host0\"\nstate_dir = {state:?}\ncgroup = \"flynn-{name}\"\n\
+            "domain = \"flynn.localhost\"\nhost = {host:?}\nstate_dir = {state:?}\ncgroup = \"flynn-{name}\"\n\
              shim = {shim:?}\nbuildpacks = {packs:?}\npackage_layer = {layer:?}\n\
              [builds]\nmemory_bytes = {memory}\ndisk_bytes = {disk}\n",
             shim = program("flynn-shim"),
@@ -168,6 +181,15 @@ impl Cluster {
 
     /// Starts daemon and router and waits until the API answers through the router.
     pub fn boot(&mut self) -> Result<()> {
+        self.power_on()?;
+        self.wait("the controller to answer through the router", || {
+            let answer = self.request("controller.flynn.localhost", "/ping")?;
+            Ok((answer.status == 200).then_some(()))
+        })
+    }
+
+    /// Starts daemon and router.
+    pub fn power_on(&mut self) -> Result<()> {
         let log = fs::File::options()
             .create(true)
             .append(true)
@@ -182,10 +204,7 @@ impl Cluster {
             .stdin(Stdio::null())
             .spawn()?;
         self.supervisor = Some(child);
-        self.wait("the controller to answer through the router", || {
-            let answer = self.request("controller.flynn.localhost", "/ping")?;
-            Ok((answer.status == 200).then_some(()))
-        })
+        Ok(())
     }
 
     /// A command that runs in the cluster's network, with a home of its own.
@@ -296,6 +315,16 @@ impl Cluster {
             answer.status,
             answer.text()
         );
+        Ok(answer.text())
+    }
+
+    /// The text that the controller's API answers with.
+    pub fn api_text(&self, path: &str) -> Result<String> {
+        let key = fs::read_to_string(self.dir.path().join("state/secrets/controller.key"))?;
+        let answer = self
+            .net
+            .within(|| http::call("127.0.0.1:1112", "GET", path, key.trim(), None))?;
+        ensure!(answer.status == 200, "{path} answers {}", answer.status);
         Ok(answer.text())
     }
 

@@ -8,7 +8,56 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub struct NetNs {
     name: String,
     outside: String,
-    forwarding: String,
+    /// What the machine's forwarding was, where it had to be on for this.
+    forwarding: Option<String>,
+}
+
+/// A switch between hosts of one cluster, in a namespace of its own: nothing leads out.
+pub struct Switch {
+    name: String,
+}
+
+impl Switch {
+    pub fn new(name: &str) -> Result<Switch> {
+        let switch = Switch {
+            name: name.to_owned(),
+        };
+        run(&format!("ip netns add {name}"))?;
+        run(&format!("ip -n {name} link add br0 type bridge"))?;
+        run(&format!("ip -n {name} link set br0 up"))?;
+        Ok(switch)
+    }
+
+    /// A namespace for one host, with an address such as `10.77.0.1`.
+    pub fn host(&self, name: &str, address: &str) -> Result<NetNs> {
+        let net = NetNs {
+            name: name.to_owned(),
+            outside: String::new(),
+            forwarding: None,
+        };
+        let (switch, port) = (&self.name, format!("{name}p"));
+        run(&format!("ip netns add {name}"))?;
+        run(&format!(
+            "ip -n {name} link add eth0 type veth peer name {port} netns {switch}"
+        ))?;
+        run(&format!("ip -n {switch} link set {port} master br0 up"))?;
+        run(&format!("ip -n {name} link set lo up"))?;
+        run(&format!("ip -n {name} addr add {address}/24 dev eth0"))?;
+        run(&format!("ip -n {name} link set eth0 up"))?;
+        Ok(net)
+    }
+
+    /// Pulls a host's cable, or puts it back.
+    pub fn cable(&self, host: &str, is_in: bool) -> Result<()> {
+        let state = if is_in { "up" } else { "down" };
+        run(&format!("ip -n {} link set {host}p {state}", self.name))
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        let _ = run(&format!("ip netns del {}", self.name));
+    }
 }
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -24,7 +73,7 @@ impl NetNs {
         let net = NetNs {
             name: name.to_owned(),
             outside: outside.clone(),
-            forwarding: std::fs::read_to_string(FORWARDING)?,
+            forwarding: Some(std::fs::read_to_string(FORWARDING)?),
         };
         let host_end = format!("{name}h");
         run(&format!("ip netns add {name}"))?;
@@ -82,6 +131,10 @@ impl NetNs {
 
 impl Drop for NetNs {
     fn drop(&mut self) {
+        let Some(forwarding) = &self.forwarding else {
+            let _ = run(&format!("ip netns del {}", self.name));
+            return;
+        };
         let _ = run(&format!("nft delete table ip {}", self.name));
         let _ = run(&format!("ip link del {}h", self.name));
         let _ = run(&format!("ip netns del {}", self.name));
@@ -92,7 +145,7 @@ impl Drop for NetNs {
                 .filter(|entry| entry.file_name().to_string_lossy().starts_with("fe"))
                 .count()
         });
-        if others == 0 && self.forwarding.trim() == "0" {
+        if others == 0 && forwarding.trim() == "0" {
             let _ = std::fs::write(FORWARDING, "0");
         }
     }

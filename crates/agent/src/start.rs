@@ -51,7 +51,7 @@ pub async fn start(agent: &Arc<Agent>, entry: &Arc<Entry>) -> Result<Running, Fa
         is_begun: false,
     };
     let app = app_of(&entry.job).map_err(early)?;
-    let layers = layers_of(agent, &entry.job).map_err(early)?;
+    let layers = layers_of(agent, &entry.job).await.map_err(early)?;
     let lease = agent
         .net
         .allocate(&app.to_string())
@@ -168,24 +168,30 @@ fn app_of(job: &Arc<HostJob>) -> Result<AppId, String> {
     app.parse().map_err(|error| format!("the job's app: {error}"))
 }
 
-fn layers_of(agent: &Agent, job: &HostJob) -> Result<Vec<PathBuf>, String> {
-    let layer = |id: &str| {
+async fn layers_of(agent: &Agent, job: &HostJob) -> Result<Vec<PathBuf>, String> {
+    if job.mountspecs.is_empty() {
+        return Err("its image has no layers".into());
+    }
+    let mut paths = Vec::with_capacity(job.mountspecs.len());
+    for mountspec in &job.mountspecs {
+        let id = &mountspec.id;
         let digest: Digest = id
             .parse()
             .map_err(|error| format!("layer {id:?} of its image: {error}"))?;
         let path = agent.disk.layer(digest.as_str());
-        match path.is_file() {
-            true => Ok(path),
-            false => Err(format!("layer {digest} of its image is not on this host")),
+        if !path.is_file() {
+            // Asked for it, the controller of this host gets it from another, into the same directory.
+            let found = agent.controller.find_layer(&digest).await;
+            if let Err(error) = &found {
+                return Err(format!("layer {digest} of its image cannot be fetched: {error}"));
+            }
+            if !path.is_file() {
+                return Err(format!("layer {digest} of its image is on no host that is up"));
+            }
         }
-    };
-    if job.mountspecs.is_empty() {
-        return Err("its image has no layers".into());
+        paths.push(path);
     }
-    job.mountspecs
-        .iter()
-        .map(|mountspec| layer(&mountspec.id))
-        .collect()
+    Ok(paths)
 }
 
 /// Layers that a job's container is made of.

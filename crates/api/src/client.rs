@@ -30,7 +30,7 @@ use tokio::{
 };
 
 pub use crate::tls::Trust;
-use crate::{Code, Error, attach, sse, tls};
+use crate::{Code, Error, attach, peers, sse, tls};
 
 /// Longest JSON answer that a client reads.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -134,13 +134,31 @@ impl Client {
         });
         let pool = Pool::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(30))
-            .build(Connector { tls });
+            .build(Connector { tls, dial: None });
         Ok(Client {
             base: base.into(),
             authorization,
             pool,
             answer_bytes_max: ANSWER_BYTES_MAX,
         })
+    }
+
+    /// For a server whose connections somebody else opens; `url` only names it, and its path comes
+    /// before every other.
+    pub fn dialed(url: &str, key: &str, dial: Arc<dyn peers::Dial>) -> Result<Client, ClientError> {
+        let endpoint = Endpoint {
+            url: url.to_owned(),
+            key: key.to_owned(),
+            trust: Trust::System,
+        };
+        let client = Client::new(&endpoint)?;
+        let pool = Pool::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build(Connector {
+                tls: None,
+                dial: Some(dial),
+            });
+        Ok(Client { pool, ..client })
     }
 
     /// For servers that are asked by a user's name and password.
@@ -478,6 +496,7 @@ pub async fn resolve(host: &str) -> std::io::Result<Vec<IpAddr>> {
 #[derive(Clone)]
 struct Connector {
     tls: Option<tokio_rustls::TlsConnector>,
+    dial: Option<Arc<dyn peers::Dial>>,
 }
 
 impl tower::Service<Uri> for Connector {
@@ -491,6 +510,10 @@ impl tower::Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let tls = self.tls.clone();
+        if let Some(dial) = &self.dial {
+            let dialing = dial.dial();
+            return Box::pin(async move { Ok(TokioIo::new(Transport::Dialed(dialing.await?))) });
+        }
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().to_owned();
             let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
@@ -527,6 +550,7 @@ pub async fn connect(host: &str, port: u16) -> std::io::Result<TcpStream> {
 enum Transport {
     Plain(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Dialed(Box<dyn peers::Connection>),
 }
 
 impl Connection for Transport {
@@ -543,6 +567,10 @@ macro_rules! forward {
                 $call
             }
             Transport::Tls(stream) => {
+                let $stream = std::pin::Pin::new(stream.as_mut());
+                $call
+            }
+            Transport::Dialed(stream) => {
                 let $stream = std::pin::Pin::new(stream.as_mut());
                 $call
             }

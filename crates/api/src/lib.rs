@@ -14,6 +14,7 @@ pub mod error;
 pub mod host;
 pub mod images;
 pub mod logs;
+pub mod peers;
 pub mod provision;
 pub mod resources;
 pub mod sinks;

@@ -26,6 +26,9 @@ pub struct Message {
     pub timestamp: Timestamp,
 }
 
+/// The source of the message between what was kept and what is followed.
+pub const MARK: &str = "mark";
+
 /// `GET /apps/:app/log?…`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Query {
@@ -39,6 +42,9 @@ pub struct Query {
     pub lines: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_type: Option<String>,
+    /// Among the platform's parts: after what was kept, a message that says nothing comes ([`MARK`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mark: bool,
     /// Comma-separated streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_types: Option<String>,

@@ -43,7 +43,26 @@ pub fn router(builder: Arc<Builder>) -> Router {
             builder.keys.clone(),
             daemon::auth::require_key,
         ))
+        .layer(axum::middleware::from_fn_with_state(builder.clone(), pass_on))
         .with_state(builder)
+}
+
+/// How long a push may wait for a host that leads.
+const LEADER_PATIENCE: Duration = Duration::from_secs(8);
+
+async fn pass_on(Extract(builder): Shared, request: Request, next: axum::middleware::Next) -> Response {
+    let forward = builder.forward.clone().filter(|forward| !forward.leads());
+    let Some(forward) = forward else {
+        return next.run(request).await;
+    };
+    match forward.forward("git", request, LEADER_PATIENCE).await {
+        Ok(response) => response,
+        Err(request) if forward.leads() => next.run(request).await,
+        Err(_) => {
+            let text = "No host leads the cluster just now; push again in a moment.\n";
+            refuse(StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

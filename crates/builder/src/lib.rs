@@ -84,6 +84,8 @@ pub struct Config {
     /// Ports that users' URLs need to name; 80 and 443 need not be named.
     pub http_port: u16,
     pub https_port: u16,
+    /// Passes pushes on to the host that leads: those of one app come one after the other, there.
+    pub forward: Option<Arc<dyn daemon::Forward>>,
 }
 
 #[derive(Debug, Clone)]
@@ -114,6 +116,7 @@ struct Builder {
     socket: PathBuf,
     hooks: PathBuf,
     shutdown: Shutdown,
+    forward: Option<Arc<dyn daemon::Forward>>,
 }
 
 /// Serves pushes until `shutdown`, then stops the builds that run.
@@ -173,6 +176,7 @@ pub async fn run_with(
         socket,
         hooks,
         shutdown: shutdown.clone(),
+        forward: config.forward,
     });
     let served = tokio::join!(
         daemon::server::serve(listener, http::router(builder.clone()), shutdown.clone()),

@@ -62,6 +62,10 @@ async fn main() {
         authority: daemon::secrets::Authority::new(&secrets),
         archive: None,
         layers: directory.path().join("layers"),
+        stack: None,
+        forward: None,
+        peers: None,
+        membership: None,
     };
     let listener = daemon::server::listen(([127, 0, 0, 1], 0).into())
         .await

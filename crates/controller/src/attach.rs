@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use api::{
-    Client, Endpoint, Error, Trust,
+    Error,
     attach::{self, flag},
     controller::Attached,
     host::AttachReq,
+    peers::Part,
     wire::NewExec,
 };
 use axum::response::Response;
@@ -71,16 +72,11 @@ impl Session {
             .as_ref()
             .and_then(|host| controller.state().hosts.get(host).cloned());
         let host = host.ok_or_else(|| Error::unavailable("the job's host is not known"))?;
-        let endpoint = Endpoint {
-            url: format!("http://{}", host.addr),
-            key: controller.config.internal_key.clone(),
-            trust: Trust::System,
-        };
         let failed = |error: api::ClientError| match error {
             api::ClientError::Api(error) => error,
             other => Error::unavailable(format!("host {} cannot be reached: {other}", host.id)),
         };
-        let client = Client::new(&endpoint).map_err(failed)?;
+        let client = controller.client_of(&host, Part::Host).map_err(failed)?;
         let open = async {
             let mut connection = client.attach(path, request).await.map_err(failed)?;
             read_state(&mut connection).await?;

@@ -104,7 +104,7 @@ async fn tell(controller: &Controller, app: AppId, error: api::Error) {
 }
 
 async fn collect_artifacts(controller: &Controller) {
-    let before = daemon::now() - UNUSED_MIN;
+    let before = controller.now() - UNUSED_MIN;
     let is_leader = *controller.store.leadership().borrow();
     if !is_leader || controller.state().unused_artifacts(before).is_empty() {
         return;

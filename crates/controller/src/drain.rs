@@ -16,15 +16,17 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub async fn run(controller: Controller, shutdown: Shutdown) {
     let mut changes = controller.changes();
     let mut progress = controller.routers.progress();
+    let mut leadership = controller.store.leadership();
     loop {
         changes.borrow_and_update();
         progress.borrow_and_update();
         let state = controller.state();
-        let now = daemon::now();
+        let now = controller.now();
+        let leads = *leadership.borrow_and_update();
         let stopping: Vec<_> = state
             .jobs
             .values()
-            .filter(|job| job.state == JobState::Stopping && !job.is_drained)
+            .filter(|job| leads && job.state == JobState::Stopping && !job.is_drained)
             .cloned()
             .collect();
         let drained: Vec<_> = stopping
@@ -47,6 +49,7 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             _ = progress.changed() => {}
+            changed = leadership.changed() => if changed.is_err() { return },
             _ = tokio::time::sleep(Duration::from_millis(250)), if is_waiting => {}
             _ = shutdown.cancelled() => return,
         }
@@ -57,7 +60,7 @@ fn is_drained(controller: &Controller, state: &State, job: &Job, now: Timestamp)
     if now.since(job.updated_at) >= DRAIN_TIMEOUT {
         return true;
     }
-    backends(state, job).all(|backend| controller.routers.have_let_go_of(backend, now))
+    backends(state, job).all(|backend| controller.routers.have_let_go_of(backend))
 }
 
 /// Where routers may reach the job. A job without a routed service has no such place.

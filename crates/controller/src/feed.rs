@@ -140,6 +140,12 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
     }
 }
 
+/// The same whichever host leads: sessions stick to their backends for longer than that.
+fn sticky_key(internal_key: &str) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(&Sha256::digest(format!("flynn sticky sessions {internal_key}"))[..16])
+}
+
 struct Found {
     instance: Instance,
     job: Arc<Job>,
@@ -313,7 +319,7 @@ pub fn follow(controller: Controller, router: String) -> impl futures::Stream<It
                 let new = snapshot(
                     &controller.state(),
                     &controller.config,
-                    controller.routers.sticky_key(),
+                    &sticky_key(&controller.config.internal_key),
                 );
                 let updates = match &sent {
                     None => vec![Update::Snapshot(new.clone())],

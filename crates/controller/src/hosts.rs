@@ -1,47 +1,75 @@
 //! Whether hosts are heard of: each says every second that it is there.
 //!
 //! When a host was last heard is kept in memory, as it would be a write a second for nothing; that it
-//! fell silent, and that it is back, are rows.
+//! fell silent, and that it is back, are rows. Only the host that leads listens: one that begins to
+//! lead has heard nobody yet, and gives every host as long as if it had just been heard.
 
-use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use api::{Error, host::HostReport};
 use daemon::Shutdown;
 use state::Change;
-use types::{Host, HostId, HostState, Timestamp};
+use tokio::time::Instant;
+use types::{Host, HostId, HostState};
 
 use crate::Controller;
 
 /// After this long without a word a host is out of rotation.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// How long hosts may take to find a new leader, beyond that.
+const FIRST_WORD_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 pub struct Liveness {
-    heard: Mutex<BTreeMap<HostId, Timestamp>>,
+    heard: Mutex<BTreeMap<HostId, Instant>>,
+    /// When this host began to listen.
+    began: Mutex<Option<Instant>>,
 }
 
 impl Liveness {
-    fn hear(&self, host: HostId, now: Timestamp) {
-        self.heard.lock().expect("no panic while held").insert(host, now);
+    fn hear(&self, host: HostId) {
+        self.heard().insert(host, Instant::now());
     }
 
-    /// When the host was last heard; a host that was never heard counts from `start`.
-    fn last_heard(&self, host: &HostId, start: Timestamp) -> Timestamp {
-        self.heard
-            .lock()
-            .expect("no panic while held")
-            .get(host)
-            .copied()
-            .unwrap_or(start)
+    /// How long nothing was heard of a host.
+    pub fn silence(&self, host: &HostId) -> Option<Duration> {
+        self.heard().get(host).map(Instant::elapsed)
+    }
+
+    fn begin(&self, hosts: impl Iterator<Item = HostId>) {
+        let now = Instant::now();
+        *self.began.lock().expect("no panic while held") = Some(now);
+        *self.heard() = hosts.map(|host| (host, now)).collect();
+    }
+
+    /// Whether hosts still look for who leads.
+    fn has_just_begun(&self) -> bool {
+        let began = *self.began.lock().expect("no panic while held");
+        began.is_none_or(|began| began.elapsed() < SILENCE_MAX + FIRST_WORD_MAX)
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostId, Instant>> {
+        self.heard.lock().expect("no panic while held")
     }
 }
 
 impl Controller {
     pub(crate) async fn report_host(&self, id: HostId, report: HostReport) -> Result<(), Error> {
-        let now = daemon::now();
-        self.hosts.hear(id.clone(), now);
+        self.hosts.hear(id.clone());
         let state = self.state();
         let known = state.hosts.get(&id);
+        let member = state.member_of(&id);
+        if member.is_none() && !state.members.is_empty() && self.config.membership.is_some() {
+            let error = Error::new(
+                api::Code::Unauthorized,
+                format!("host {id} is not a member of the cluster"),
+            );
+            return Err(error.with_hint("it was removed; `flynn-host join` makes it one again"));
+        }
         let host = Host {
             id: id.clone(),
             addr: report.addr,
@@ -53,8 +81,10 @@ impl Controller {
             subnet: report.subnet,
             underlay: report.underlay,
             public_key: report.public_key,
+            node: member.map(|member| member.node),
+            peer_addr: member.map(|member| member.addr.clone()),
             version: report.version,
-            created_at: known.map_or(now, |known| known.created_at),
+            created_at: known.map_or_else(|| self.now(), |known| known.created_at),
             started_at: report.started_at,
         };
         if known.is_none_or(|known| **known != host) {
@@ -66,29 +96,59 @@ impl Controller {
 }
 
 pub async fn run(controller: Controller, shutdown: Shutdown) {
-    let start = daemon::now();
+    let mut leadership = controller.store.leadership();
     let mut timer = tokio::time::interval(Duration::from_millis(500));
+    let mut leads = false;
     loop {
         tokio::select! {
-            _ = timer.tick() => {}
-            _ = shutdown.cancelled() => return,
-        }
-        let now = daemon::now();
-        for host in controller.state().hosts.values() {
-            let last_heard = controller.hosts.last_heard(&host.id, start);
-            if host.state == HostState::Up && now.since(last_heard) > SILENCE_MAX {
-                tracing::warn!(host = %host.id, "host is silent");
-                let state = HostState::Silent { since: last_heard };
-                if let Err(error) = controller
-                    .write(Change::SetHostState {
-                        host: host.id.clone(),
-                        state,
-                    })
-                    .await
-                {
-                    tracing::warn!(%error, "cannot note that a host is silent");
+            changed = leadership.wait_for(|now| *now != leads) => {
+                if changed.is_err() {
+                    return;
                 }
             }
+            _ = timer.tick(), if leads => {}
+            _ = shutdown.cancelled() => return,
+        }
+        if std::mem::replace(&mut leads, *leadership.borrow_and_update()) != leads && leads {
+            controller.begin_to_lead();
+        }
+        if leads {
+            look(&controller).await;
+        }
+    }
+}
+
+impl Controller {
+    fn begin_to_lead(&self) {
+        let state = self.state();
+        self.clock.lead(state.last_at, daemon::now());
+        self.hosts.begin(state.hosts.keys().cloned());
+        self.routers.begin();
+    }
+}
+
+async fn look(controller: &Controller) {
+    if controller.hosts.has_just_begun() {
+        return;
+    }
+    let hosts: Vec<Arc<Host>> = controller.state().hosts.values().cloned().collect();
+    for host in hosts.iter().filter(|host| host.state == HostState::Up) {
+        let Some(silence) = controller.hosts.silence(&host.id) else {
+            // It became known a moment ago, by what another host said.
+            controller.hosts.hear(host.id.clone());
+            continue;
+        };
+        if silence <= SILENCE_MAX {
+            continue;
+        }
+        tracing::warn!(host = %host.id, "host is silent");
+        let since = controller.now() - silence;
+        let silent = Change::SetHostState {
+            host: host.id.clone(),
+            state: HostState::Silent { since },
+        };
+        if let Err(error) = controller.write(silent).await {
+            tracing::warn!(%error, "cannot note that a host is silent");
         }
     }
 }

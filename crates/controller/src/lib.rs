@@ -16,6 +16,8 @@ mod assignments;
 mod attach;
 pub mod backup;
 mod cleanup;
+mod clock;
+mod copies;
 mod domain;
 mod drain;
 mod event_cache;
@@ -24,6 +26,9 @@ mod feed;
 mod host_job;
 mod hosts;
 mod http;
+mod leading;
+mod membership;
+mod merged_log;
 mod names;
 mod network_map;
 mod planner;
@@ -39,6 +44,7 @@ use state::{Change, Command, State};
 use tokio::{net::TcpListener, sync::watch};
 use types::AppId;
 
+pub use membership::Membership;
 pub use names::random_name;
 
 /// The cluster's state, replicated.
@@ -79,6 +85,14 @@ pub struct Config {
     pub archive: Option<Arc<dyn backup::Archive>>,
     /// Where layers are, `DIGEST.erofs` each.
     pub layers: std::path::PathBuf,
+    /// Where the list of base images is, which hosts without one take over from others.
+    pub stack: Option<std::path::PathBuf>,
+    /// Passes requests on to the leader where this host is not the one; a host that is alone needs none.
+    pub forward: Option<Arc<dyn daemon::Forward>>,
+    /// The way to other hosts.
+    pub peers: Option<Arc<dyn api::peers::Peers>>,
+    /// This host as a member of the cluster.
+    pub membership: Option<Membership>,
 }
 
 /// What all handlers and loops share.
@@ -90,6 +104,10 @@ pub struct Controller {
     routers: Arc<routers::Routers>,
     providers: Arc<providers::Providers>,
     events: Arc<event_cache::EventCache>,
+    clock: Arc<clock::Clock>,
+    announced: Arc<membership::Announced>,
+    fetches: Arc<copies::Fetches>,
+    answered: Arc<leading::Answered>,
     /// Where changes go that are only tried: to a copy of the state instead of the store.
     copy: Option<Arc<std::sync::Mutex<State>>>,
 }
@@ -102,7 +120,11 @@ impl Controller {
             events: Arc::default(),
             config: Arc::new(config),
             hosts: Arc::default(),
-            routers: Arc::new(routers::Routers::new(daemon::now())),
+            clock: Arc::default(),
+            announced: Arc::default(),
+            fetches: Arc::default(),
+            answered: Arc::default(),
+            routers: Arc::default(),
             copy: None,
         }
     }
@@ -115,6 +137,8 @@ impl Controller {
             tokio::spawn(hosts::run(self.clone(), shutdown.clone())),
             tokio::spawn(cleanup::run(self.clone(), shutdown.clone())),
             tokio::spawn(domain::run(self.clone(), shutdown.clone())),
+            tokio::spawn(membership::run(self.clone(), shutdown.clone())),
+            tokio::spawn(copies::run(self.clone(), shutdown.clone())),
         ];
         let router = http::router(self);
         daemon::server::serve(listener, router, shutdown).await;
@@ -142,7 +166,7 @@ impl Controller {
     /// Proposes a change, stamped with this machine's time.
     async fn write(&self, change: Change) -> Result<state::Applied, api::Error> {
         let command = Command {
-            at: daemon::now(),
+            at: self.now(),
             change,
         };
         if let Some(copy) = &self.copy {
@@ -153,6 +177,23 @@ impl Controller {
             Ok(Err(rejection)) => Err(http::error::of_rejection(rejection)),
             Err(error) => Err(http::error::of_store(error)),
         }
+    }
+
+    /// The cluster's time: that of the host that leads, going on where the one before it was.
+    fn now(&self) -> types::Timestamp {
+        self.clock.now(daemon::now())
+    }
+
+    /// Clients of other hosts, or of this one by its address where no others can be.
+    fn client_of(&self, host: &types::Host, part: api::peers::Part) -> Result<api::Client, api::ClientError> {
+        if let Some(peers) = &self.config.peers {
+            return peers.client(host, part);
+        }
+        api::Client::new(&api::Endpoint {
+            url: format!("http://{}", host.addr),
+            key: self.config.internal_key.clone(),
+            trust: api::Trust::System,
+        })
     }
 
     /// Wakes after every change of the state.

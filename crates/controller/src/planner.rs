@@ -26,7 +26,7 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
         changes.borrow_and_update();
         let mut pause = None;
         if *leadership.borrow_and_update() {
-            let now = daemon::now();
+            let now = controller.now();
             let state = controller.state();
             let plan = scheduler::plan(&cluster(&state), now);
             pause = plan.wake_at.map(|at| at.since(now));
@@ -202,7 +202,7 @@ async fn last_lines(
         lines: Some(QUOTED_LINES),
         ..Default::default()
     };
-    let messages = controller.config.logs.query(app, query).await.ok()?;
+    let messages = controller.log(app, query).await.ok()?;
     Some(
         messages
             .filter(|message| std::future::ready(message.timestamp >= since))

@@ -9,21 +9,20 @@ use std::{
     time::Duration,
 };
 
-use daemon::secrets::random_key;
 use routing::feed::Acknowledgement;
-use tokio::sync::watch;
-use types::Timestamp;
+use tokio::{sync::watch, time::Instant};
 
 /// After a start, routers that were running before have this long to connect again before it is
 /// taken that there is none.
 const CONNECT_GRACE: Duration = Duration::from_secs(3);
 
+#[derive(Default)]
 pub struct Routers {
     known: Mutex<BTreeMap<String, Router>>,
     /// Wakes those who wait for a backend to be let go of.
     progress: watch::Sender<u64>,
-    started_at: Timestamp,
-    sticky_key: String,
+    /// When this host began to listen to routers.
+    began: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -36,18 +35,9 @@ struct Router {
 }
 
 impl Routers {
-    pub fn new(now: Timestamp) -> Self {
-        let (progress, _) = watch::channel(0);
-        Routers {
-            known: Mutex::default(),
-            progress,
-            started_at: now,
-            sticky_key: random_key(),
-        }
-    }
-
-    pub fn sticky_key(&self) -> &str {
-        &self.sticky_key
+    /// From now on routers follow this host.
+    pub fn begin(&self) {
+        *self.began.lock().expect("no panic while held") = Some(Instant::now());
     }
 
     pub fn connect(self: &Arc<Self>, id: &str) -> Connection {
@@ -67,11 +57,12 @@ impl Routers {
     }
 
     /// Whether no router sends requests to `backend` any more, nor waits for an answer from it.
-    pub fn have_let_go_of(&self, backend: SocketAddr, now: Timestamp) -> bool {
+    pub fn have_let_go_of(&self, backend: SocketAddr) -> bool {
         let known = self.known.lock().expect("no panic while held");
         let mut connected = known.values().filter(|router| router.connections > 0).peekable();
         if connected.peek().is_none() {
-            return now.since(self.started_at) > CONNECT_GRACE;
+            let began = *self.began.lock().expect("no panic while held");
+            return began.is_some_and(|began| began.elapsed() > CONNECT_GRACE);
         }
         connected.all(|router| {
             !router.sent_backends.contains(&backend)
@@ -124,15 +115,17 @@ mod tests {
     #[test]
     fn a_backend_is_free_when_every_router_has_acknowledged_and_nothing_is_in_flight() {
         let backend: SocketAddr = "100.100.0.2:8080".parse().unwrap();
-        let routers = Arc::new(Routers::new(Timestamp::EPOCH));
-        let now = Timestamp::EPOCH + Duration::from_secs(60);
-        assert!(routers.have_let_go_of(backend, now), "no router is connected");
+        let routers = Arc::new(Routers::default());
+        routers.begin();
+        assert!(!routers.have_let_go_of(backend), "routers may still connect");
+        *routers.began.lock().unwrap() = Instant::now().checked_sub(CONNECT_GRACE * 2);
+        assert!(routers.have_let_go_of(backend), "no router is connected");
         let connection = routers.connect("a");
         connection.note_sent(Some(5), [backend].into());
-        assert!(!routers.have_let_go_of(backend, now), "it is in the table");
+        assert!(!routers.have_let_go_of(backend), "it is in the table");
         connection.note_sent(Some(6), BTreeSet::new());
         assert!(
-            !routers.have_let_go_of(backend, now),
+            !routers.have_let_go_of(backend),
             "the router has not said that it knows"
         );
         let in_flight = BTreeMap::from([(backend, 1)]);
@@ -143,7 +136,7 @@ mod tests {
                 in_flight,
             },
         );
-        assert!(!routers.have_let_go_of(backend, now), "a request is in flight");
+        assert!(!routers.have_let_go_of(backend), "a request is in flight");
         routers.acknowledge(
             "a",
             Acknowledgement {
@@ -151,17 +144,13 @@ mod tests {
                 in_flight: BTreeMap::new(),
             },
         );
-        assert!(routers.have_let_go_of(backend, now));
+        assert!(routers.have_let_go_of(backend));
         connection.note_sent(None, BTreeSet::new());
         assert!(
-            routers.have_let_go_of(backend, now),
+            routers.have_let_go_of(backend),
             "a change without a message needs no answer"
         );
         drop(connection);
-        assert!(routers.have_let_go_of(backend, now));
-        assert!(
-            !routers.have_let_go_of(backend, Timestamp::EPOCH),
-            "routers may still connect"
-        );
+        assert!(routers.have_let_go_of(backend));
     }
 }

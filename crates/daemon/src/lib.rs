@@ -7,12 +7,15 @@
 pub mod app_token;
 pub mod auth;
 pub mod files;
+pub mod forward;
+pub mod host_cert;
 pub mod paths;
 pub mod secrets;
 pub mod server;
 
 pub use app_token::{AppToken, AppTokens};
 pub use auth::{Keys, Principal};
+pub use forward::Forward;
 pub use paths::StateDir;
 pub use secrets::Secrets;
 pub use tokio_util::sync::CancellationToken as Shutdown;

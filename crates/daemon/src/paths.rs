@@ -30,6 +30,11 @@ impl StateDir {
         self.root.join("secrets")
     }
 
+    /// What this host is as a member of its cluster; missing where it founded the cluster by itself.
+    pub fn cluster(&self) -> PathBuf {
+        self.root.join("cluster.toml")
+    }
+
     /// Layers of images, each `DIGEST.erofs`.
     pub fn layers(&self) -> PathBuf {
         self.root.join("layers")

@@ -134,6 +134,10 @@ impl Authority {
         }
     }
 
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Makes a certificate for a domain and everything one level below it, and keeps none of it.
     pub fn issue(&self, domain: &str) -> Result<TlsCert> {
         let read = |name: &str| {
@@ -212,8 +216,8 @@ fn leaf_params(domain: &str) -> Result<CertificateParams> {
 
 fn set_validity(params: &mut CertificateParams) {
     let now = std::time::SystemTime::now();
-    // An hour back, for clients whose clocks are behind.
-    params.not_before = (now - std::time::Duration::from_secs(3600)).into();
+    // A day back, for clients and hosts whose clocks are behind.
+    params.not_before = (now - crate::host_cert::BACKDATED).into();
     params.not_after = (now + std::time::Duration::from_secs(5 * 365 * 24 * 3600)).into();
 }
 

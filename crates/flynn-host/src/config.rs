@@ -28,6 +28,10 @@ pub struct Config {
     pub controller: SocketAddr,
     pub host_api: SocketAddr,
     pub git: SocketAddr,
+    /// The port for other hosts of the cluster.
+    pub cluster: SocketAddr,
+    /// By which others reach this host, `IP` or `IP:PORT`; found out where it is not given.
+    pub address: String,
     pub discoverd_port: u16,
     /// The port of names, on the gateway of the host's jobs.
     pub dns_port: u16,
@@ -55,8 +59,10 @@ pub struct Network {
     pub blocked: Vec<String>,
     /// Addresses of the jobs of all hosts: every host's `subnet` is a part of it.
     pub cluster: String,
+    /// How long the prefix of subnets of hosts that join is.
+    pub prefix: u8,
     /// This host's address at which other hosts deliver what their jobs send to its jobs. Without one, jobs of
-    /// different hosts do not reach each other.
+    /// different hosts do not reach each other. Found out on hosts that joined, or were made to be joined.
     pub underlay: Option<IpAddr>,
     /// Tells clusters apart whose hosts share a machine or a network.
     pub vni: u32,
@@ -93,6 +99,8 @@ impl Default for Config {
             // The original's port.
             host_api: loopback(1113),
             git: loopback(1114),
+            cluster: any(1115),
+            address: String::new(),
             discoverd_port: 1111,
             dns_port: 53,
             network: Network::default(),
@@ -114,6 +122,7 @@ impl Default for Network {
             interface_prefix: "flynn".into(),
             table: "flynn".into(),
             subnet: "100.100.0.0/22".into(),
+            prefix: 22,
             blocked: vec![],
             cluster: "100.100.0.0/16".into(),
             underlay: None,
@@ -148,6 +157,15 @@ impl Config {
         };
         let mut config: Config =
             toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        if let Some(membership) = peers::Membership::read(&config.state())? {
+            config.host = membership.host.to_string();
+            config.network.subnet = membership.subnet.clone();
+            config.domain = membership.domain.clone();
+            if config.network.underlay.is_none() {
+                let own: Option<SocketAddr> = crate::address::own(&config, Some(&membership)).parse().ok();
+                config.network.underlay = own.map(|own| own.ip()).filter(|ip| !ip.is_loopback());
+            }
+        }
         config.check()?;
         // Where the cluster was migrated, the file may still have the domain before.
         let authority = daemon::secrets::Authority::new(&config.state().secrets());

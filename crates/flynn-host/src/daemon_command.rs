@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use api::{Endpoint, Trust};
+use api::{Endpoint, Trust, peers::Part};
 use controller::{Forget, SystemRoute};
 use daemon::{Secrets, StateDir, files, server};
 use futures::future::BoxFuture;
@@ -19,7 +19,26 @@ pub async fn run(config: Config) -> Result<()> {
     crate::restore::check_not_under_way(&state)?;
     let secrets = Secrets::open(&state.secrets(), &config.domain)?;
     let host = config.host_id()?;
-    let store = controller::Store::open(store::Options::single(state.raft()))
+    let membership = peers::Membership::read(&state)?;
+    let node = membership.as_ref().map_or(1, |membership| membership.node);
+    let (address, own_address) =
+        tokio::sync::watch::channel(crate::address::own(&config, membership.as_ref()));
+    let authority = daemon::secrets::Authority::new(&state.secrets());
+    let identity = peers::Identity::new(authority.clone(), node, host.clone())?;
+    let known: Vec<_> = membership
+        .iter()
+        .flat_map(|membership| membership.known())
+        .collect();
+    let start = match known.is_empty() {
+        true => store::Start::Found(vec![store::Peer {
+            id: node,
+            address: own_address.borrow().clone(),
+        }]),
+        false => store::Start::Join,
+    };
+    let wire = peers::Wire::new(identity, known);
+    let options = store::Options::new(state.raft(), node, start, wire.transport());
+    let store = controller::Store::open(options)
         .await
         .map_err(|error| anyhow::anyhow!("{error}\nhint: {}", error.hint()))?;
 
@@ -27,12 +46,29 @@ pub async fn run(config: Config) -> Result<()> {
     let controller_listener = server::listen(config.controller).await?;
     let host_listener = server::listen(config.host_api).await?;
     let git_listener = server::listen(config.git).await?;
+    let cluster_listener = server::listen(config.cluster).await?;
 
     let endpoint = Endpoint {
         url: format!("http://{}", controller_listener.local_addr()?),
         key: secrets.internal_key.clone(),
         trust: Trust::System,
     };
+    let forwarding = Arc::new(wire.forwarding(&store));
+    let network = peers::Network::new(
+        wire,
+        peers::Config {
+            store: store.clone(),
+            secrets: state.secrets(),
+            internal_key: secrets.internal_key.clone(),
+            local: [
+                (Part::Controller.name(), controller_listener.local_addr()?),
+                (Part::Host.name(), host_listener.local_addr()?),
+                (Part::Git.name(), git_listener.local_addr()?),
+            ]
+            .into(),
+            address: own_address.clone(),
+        },
+    )?;
     let logs = logs::Logs::new(state.clone(), host.clone());
     let shipper = logs::Shipper::new(
         state.clone(),
@@ -68,9 +104,20 @@ pub async fn run(config: Config) -> Result<()> {
                 key: secrets.internal_key.clone(),
                 trust: Trust::System,
             }),
-            authority: daemon::secrets::Authority::new(&state.secrets()),
+            authority,
             archive: Some(Arc::new(crate::backup::Files::new(state.clone()))),
             layers: state.layers(),
+            stack: Some(state.stack()),
+            forward: Some(forwarding.clone()),
+            peers: Some(Arc::new(network.clone())),
+            membership: Some(controller::Membership {
+                node,
+                host: host.clone(),
+                address: own_address,
+                subnet: config.network.subnet.clone(),
+                network: config.network.cluster.clone(),
+                prefix: config.network.prefix,
+            }),
         },
     );
     let agent = agent::Config {
@@ -115,6 +162,7 @@ pub async fn run(config: Config) -> Result<()> {
         timeout: std::time::Duration::from_secs(config.builds.timeout_s),
         http_port: config.http_port(),
         https_port: config.https_port(),
+        forward: Some(forwarding),
     };
 
     tracing::info!(domain = %config.domain, state = %state.root().display(), "starting");
@@ -127,6 +175,16 @@ pub async fn run(config: Config) -> Result<()> {
     tasks.spawn(agent::run(agent, shutdown.clone()));
     tasks.spawn(discoverd::run(discoverd, shutdown.clone()));
     tasks.spawn(builder::run(builder, git_listener, shutdown.clone()));
+    tasks.spawn({
+        let (config, shutdown) = (config.clone(), shutdown.clone());
+        async move {
+            crate::address::watch_own(config, membership, address, shutdown).await;
+            Ok(())
+        }
+    });
+    // It serves until the lead has been handed over, which other hosts have a word in.
+    let port_shutdown = daemon::Shutdown::new();
+    let port = tokio::spawn(network.run(cluster_listener, port_shutdown.clone()));
     let logging = tokio::spawn(logs.run(shipper, shutdown.clone()));
     let stopped = store.clone();
     tasks.spawn(async move { anyhow::bail!("the store has stopped: {}", stopped.stopped().await) });
@@ -139,10 +197,10 @@ pub async fn run(config: Config) -> Result<()> {
     };
     shutdown.cancel();
     let rest = async { while tasks.join_next().await.is_some() {} };
-    tokio::select! {
-        _ = tokio::time::timeout(std::time::Duration::from_secs(3), rest) => {}
-        _ = store.shutdown() => {}
-    }
+    let rest = tokio::time::timeout(std::time::Duration::from_secs(3), rest);
+    let (_, ()) = tokio::join!(rest, store.shutdown());
+    port_shutdown.cancel();
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), port).await;
     // Receivers of logs may say what they have read, which is then not sent again.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(3), logging).await;
     match ended {

@@ -34,7 +34,19 @@ fn endpoint(config: &Config, address: std::net::SocketAddr) -> Result<Endpoint> 
     })
 }
 
-/// Another host of the cluster.
-pub fn host_at(config: &Config, address: std::net::SocketAddr) -> Result<Client> {
-    Ok(Client::new(&endpoint(config, address)?)?)
+/// The host API of any host of the cluster.
+pub fn host_of(config: &Config, host: &types::Host) -> Result<Client> {
+    let state = config.state();
+    let own = peers::Membership::read(&state)?.map_or(1, |membership| membership.node);
+    if host.node.is_none_or(|node| node == own) {
+        return self::host(config);
+    }
+    let authority = daemon::secrets::Authority::new(&state.secrets());
+    let identity = peers::Identity::new(authority, own, config.host_id()?)?;
+    Ok(peers::client_of(
+        identity,
+        host,
+        api::peers::Part::Host,
+        &key(config)?,
+    )?)
 }

@@ -1,6 +1,6 @@
 //! `flynn-host log-sink list`: where a host's logs are sent, and how far it is.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use api::sinks::HostSink;
 use types::Host;
 
@@ -17,11 +17,7 @@ pub async fn list(config: &Config, host: Option<&str>, json: bool) -> Result<()>
             let Some(found) = hosts.iter().find(|host| host.id.as_str() == id) else {
                 bail!("the cluster has no host {id}\nhint: `flynn-host list` lists the ids of hosts");
             };
-            let address = found
-                .addr
-                .parse()
-                .with_context(|| format!("host {id} is at {:?}", found.addr))?;
-            host_client::host_at(config, address)?
+            host_client::host_of(config, found)?
         }
         _ => host_client::host(config)?,
     };

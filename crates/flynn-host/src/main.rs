@@ -3,7 +3,9 @@
 //! The composition root: it reads one configuration, opens what the components need and starts them.
 //! Components know each other only by the addresses given to them here.
 
+mod address;
 mod backup;
+mod cluster;
 mod config;
 mod daemon_command;
 mod format;
@@ -62,6 +64,68 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Found a cluster on this host, to which others can be joined
+    ///
+    /// A daemon that is started on a host without a cluster does the same by itself.
+    ///
+    /// Example:
+    ///   $ flynn-host init
+    #[command(verbatim_doc_comment)]
+    Init {
+        /// The address by which other hosts reach this one, with a port where it is not 1115
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Make a token with which one other host can join
+    ///
+    /// Example:
+    ///   $ flynn-host token --ttl 1h
+    #[command(verbatim_doc_comment)]
+    Token {
+        /// How long it may be used: 90s, 30m, 1h, 2d
+        #[arg(long, default_value = "1h")]
+        ttl: String,
+    },
+    /// Make this host a member of a cluster; start the daemon afterwards
+    ///
+    /// Example:
+    ///   $ flynn-host join 10.0.0.1 --token flynn-…
+    #[command(verbatim_doc_comment)]
+    Join {
+        /// Any host of the cluster, with a port where it is not 1115
+        cluster: String,
+        /// What `flynn-host token` printed there
+        #[arg(long, env = "FLYNN_TOKEN", hide_env_values = true)]
+        token: String,
+        /// The address by which other hosts reach this one, with a port where it is not this host's own
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Let a host vote on the cluster's state
+    Promote { host: String },
+    /// Let a host follow the cluster's state without a vote
+    Demote { host: String },
+    /// Remove a host that does not come back
+    Remove {
+        host: String,
+        /// Also while it is up: its jobs are started elsewhere
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show how the cluster's state is: who leads, who votes, who is behind
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go on with this host alone, when most of those who vote are lost for good
+    ///
+    /// What only the lost hosts knew is lost. They must never be started again with what they have:
+    /// there would be two clusters.
+    Recover {
+        #[arg(long, required = true)]
+        i_understand_that_the_other_hosts_must_never_come_back: bool,
     },
     /// List this host's jobs
     Ps {
@@ -210,6 +274,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Router { serve: false } => keeper::run(config, &cli.config).await,
             Command::Tunnel => tunnel_command::run(&cli.config).await,
             Command::Supervise => supervise::run(config, &cli.config).await,
+            Command::Init { address } => cluster::init(&config, address.as_deref()),
+            Command::Token { ttl } => cluster::token(&config, &ttl).await,
+            Command::Join {
+                cluster,
+                token,
+                address,
+            } => cluster::join(&config, &cluster, &token, address.as_deref()).await,
+            Command::Promote { host } => cluster::promote(&config, &host).await,
+            Command::Demote { host } => cluster::demote(&config, &host).await,
+            Command::Remove { host, force } => cluster::remove(&config, &host, force).await,
+            Command::Status { json } => cluster::status(&config, json).await,
+            Command::Recover { .. } => cluster::recover(&config).await,
             Command::List { json } => operate::list(&config, json).await,
             Command::Ps { all, quiet, json } => operate::ps(&config, all, quiet, json).await,
             Command::Log {

@@ -8,7 +8,7 @@ use api::{
     logs::{Message, Query},
 };
 use futures::StreamExt;
-use types::{Host, HostState};
+use types::Host;
 
 use crate::{
     config::Config,
@@ -22,16 +22,8 @@ pub async fn list(config: &Config, json: bool) -> Result<()> {
     if json {
         return print_json(&hosts);
     }
-    let mut rows = vec![vec!["ID".to_owned(), "ADDR".into(), "RAFT STATUS".into()]];
-    for host in hosts {
-        // A group of one: its only host is its leader.
-        let raft = match host.state {
-            HostState::Up => "peer (leader)".to_owned(),
-            HostState::Silent { since } => format!("peer, silent since {}", ago(since, daemon::now())),
-        };
-        rows.push(vec![host.id.to_string(), host.addr, raft]);
-    }
-    print!("{}", table(&rows));
+    let cluster = controller.client().get("/internal/cluster").await?;
+    print!("{}", table(&crate::cluster::list(&cluster, daemon::now())));
     Ok(())
 }
 
@@ -118,6 +110,7 @@ pub async fn log(
         job_id: Some(id.to_owned()),
         lines,
         process_type: None,
+        mark: false,
         stream_types: Some(streams.to_owned()),
     };
     let mut chunks = host_client::controller(config)?.log(&app, &query).await?;

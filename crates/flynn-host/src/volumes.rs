@@ -181,11 +181,7 @@ async fn hosts(config: &Config) -> Result<Vec<Host>> {
 }
 
 fn client(config: &Config, host: &Host) -> Result<Client> {
-    let address = host
-        .addr
-        .parse()
-        .with_context(|| format!("host {} is at {:?}", host.id, host.addr))?;
-    host_client::host_at(config, address)
+    host_client::host_of(config, host)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use api::logs::Message;
+use api::logs::{MARK, Message};
 
 use crate::{
     Filter, read,
@@ -30,6 +30,7 @@ pub fn follow(
     host: String,
     filter: Filter,
     lines: Option<usize>,
+    mark: bool,
 ) -> impl futures::Stream<Item = Message> + Send {
     let (sender, receiver) = tokio::sync::mpsc::channel(256);
     tokio::spawn(async move {
@@ -52,11 +53,15 @@ pub fn follow(
             let Ok((back, messages)) = looked.await else {
                 return;
             };
-            (tails, is_first) = (back, false);
+            let marks = std::mem::take(&mut is_first) && mark;
+            tails = back;
             for message in messages {
                 if sender.send(message).await.is_err() {
                     return;
                 }
+            }
+            if marks && sender.send(end_of_the_past()).await.is_err() {
+                return;
             }
             tokio::select! {
                 _ = sender.closed() => return,
@@ -67,6 +72,18 @@ pub fn follow(
     futures::stream::unfold(receiver, |mut receiver| async move {
         Some((receiver.recv().await?, receiver))
     })
+}
+
+fn end_of_the_past() -> Message {
+    Message {
+        host_id: String::new(),
+        job_id: String::new(),
+        msg: String::new(),
+        process_type: String::new(),
+        source: MARK.into(),
+        stream: String::new(),
+        timestamp: types::Timestamp::EPOCH,
+    }
 }
 
 struct Tails {

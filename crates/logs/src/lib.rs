@@ -75,7 +75,13 @@ impl LogSource for Logs {
         let filter = Filter::of(&query)?;
         let (directory, host) = (self.directory(app), self.host.to_string());
         if query.follow {
-            return Ok(Box::pin(follow::follow(directory, host, filter, query.lines)));
+            return Ok(Box::pin(follow::follow(
+                directory,
+                host,
+                filter,
+                query.lines,
+                query.mark,
+            )));
         }
         let (sender, receiver) = tokio::sync::mpsc::channel(256);
         tokio::task::spawn_blocking(move || {

@@ -49,6 +49,8 @@ fn cluster(hosts: usize, apps: usize, jobs: usize, now: Timestamp) -> Cluster {
             subnet: None,
             underlay: None,
             public_key: None,
+            node: None,
+            peer_addr: None,
             version: String::new(),
             created_at: now,
             started_at: now,

@@ -11,7 +11,11 @@ impl State {
     /// Carries out a command, or refuses it and changes nothing.
     pub fn apply(&mut self, index: u64, command: Command) -> Outcome {
         self.revision = index;
-        self.change(command.at, command.change)
+        let outcome = self.change(command.at, command.change);
+        if outcome.is_ok() {
+            self.last_at = self.last_at.max(command.at);
+        }
+        outcome
     }
 
     fn change(&mut self, at: Timestamp, change: Change) -> Outcome {
@@ -100,6 +104,7 @@ impl State {
                 self.forget_volumes_on(at, &host);
                 Ok(())
             }
+            Change::Membership { change } => self.change_membership(at, change),
             Change::PutVolume { volume } => self.put_volume(at, volume),
             Change::DecommissionVolume { app, volume } => self.decommission_volume(at, app, volume),
             Change::DestroyVolume { volume } => self.destroy_volume(at, volume),

@@ -213,6 +213,11 @@ pub enum Change {
         host: HostId,
     },
 
+    /// Who is a member of the cluster, and who may become one.
+    Membership {
+        change: crate::MembershipChange,
+    },
+
     /// As somebody outside the scheduler writes it.
     PutVolume {
         volume: types::Volume,

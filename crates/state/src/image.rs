@@ -40,6 +40,10 @@ struct Image {
     domain_migrations: Vec<Arc<DomainMigration>>,
     named_artifacts: Vec<(ArtifactId, Timestamp)>,
     last_backup: Option<Arc<types::ClusterBackup>>,
+    members: Vec<Arc<types::Member>>,
+    tokens: Vec<Arc<types::JoinToken>>,
+    last_node: u64,
+    last_at: Timestamp,
     events: Vec<StateEvent>,
     last_event: u64,
     revision: u64,
@@ -68,6 +72,10 @@ impl State {
             domain_migrations: self.domain_migrations.values().cloned().collect(),
             named_artifacts: self.named_artifacts.iter().map(|(id, at)| (*id, *at)).collect(),
             last_backup: self.last_backup.clone(),
+            members: self.members.values().cloned().collect(),
+            tokens: self.tokens.values().cloned().collect(),
+            last_node: self.last_node,
+            last_at: self.last_at,
             events: self.events.iter().cloned().collect(),
             last_event: self.last_event,
             revision: self.revision,
@@ -129,6 +137,14 @@ impl State {
                 .collect(),
             named_artifacts: image.named_artifacts.into_iter().collect(),
             last_backup: image.last_backup,
+            members: image.members.into_iter().map(|row| (row.node, row)).collect(),
+            tokens: image
+                .tokens
+                .into_iter()
+                .map(|row| (row.hash.clone(), row))
+                .collect(),
+            last_node: image.last_node,
+            last_at: image.last_at,
             events: image.events.into_iter().collect(),
             last_event: image.last_event,
             revision: image.revision,

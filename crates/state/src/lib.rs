@@ -21,6 +21,7 @@ mod event;
 mod hosts;
 mod image;
 mod jobs;
+mod members;
 mod releases;
 mod resources;
 mod restore;
@@ -28,6 +29,7 @@ mod routes;
 mod services;
 mod sinks;
 mod volumes;
+mod voters;
 
 use imbl::{OrdMap, OrdSet};
 use types::{
@@ -40,7 +42,9 @@ pub use collect::{ARTIFACT_GRACE, DeletedRelease};
 pub use command::{Applied, Change, Command, JobChange, Outcome, Rejection};
 pub use event::{DeletedApp, StateEvent, Subject};
 pub use image::ImageError;
+pub use members::MembershipChange;
 pub use restore::pieces;
+pub use voters::{Voter, voters};
 
 /// Events kept for watchers that come back; older ones are gone.
 pub const EVENTS_MAX: usize = 5_000;
@@ -84,6 +88,13 @@ pub struct State {
     /// When an artifact that was there already was last asked for by its uri.
     pub named_artifacts: OrdMap<ArtifactId, Timestamp>,
     pub last_backup: Option<std::sync::Arc<types::ClusterBackup>>,
+    pub members: Table<u64, types::Member>,
+    /// By hash.
+    pub tokens: Table<String, types::JoinToken>,
+    /// The highest number that a member ever had.
+    pub last_node: u64,
+    /// The latest time that a command was stamped with.
+    pub last_at: Timestamp,
     pub events: imbl::Vector<StateEvent>,
     /// The id of the newest event.
     pub last_event: u64,

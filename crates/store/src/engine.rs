@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver;
+use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ChangeMembers, ReadPolicy, ServerState};
 use rustix::fs::{FlockOperation, flock};
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::compaction::Compaction;
@@ -35,6 +36,12 @@ const ALONE_LEADS_MAX: Duration = Duration::from_secs(30);
 
 /// How long a whole snapshot may take on its way to a follower.
 const SNAPSHOT_SEND_MAX: Duration = Duration::from_secs(120);
+
+/// How long a write may wait for most of the voters; it may still be carried out after that.
+const WRITE_MAX: Duration = Duration::from_secs(10);
+
+/// How often a leader looks whether most of the voters have answered lately.
+const QUORUM_LOOK: Duration = Duration::from_millis(200);
 
 /// How long a new leader without a quorum waits before it asks again whether it has one.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -55,6 +62,8 @@ pub struct Status {
     pub voters: Vec<Peer>,
     /// Those that follow without a vote.
     pub learners: Vec<Peer>,
+    /// On the leader: up to where each follower has the log.
+    pub matched: BTreeMap<u64, u64>,
     /// Why the store does not work any more.
     pub stopped: Option<String>,
 }
@@ -75,6 +84,7 @@ pub(crate) struct Engine {
     snapshots: Arc<Snapshots>,
     compaction: Arc<Compaction>,
     leadership: watch::Receiver<bool>,
+    leader: watch::Receiver<Option<u64>>,
     tasks: Vec<AbortHandle>,
     incoming: AtomicU64,
     /// What only the last act of the store lets go of.
@@ -82,11 +92,11 @@ pub(crate) struct Engine {
 }
 
 /// What has to be read from disk before anything runs.
-struct Files {
-    lock: File,
-    log: Log,
-    writer: WriterThread,
-    snapshots: Snapshots,
+pub(crate) struct Files {
+    pub(crate) lock: File,
+    pub(crate) log: Log,
+    pub(crate) writer: WriterThread,
+    pub(crate) snapshots: Snapshots,
 }
 
 impl Engine {
@@ -125,7 +135,9 @@ impl Engine {
             policy,
         });
         let (leads, leadership) = watch::channel(false);
-        let watching = tokio::spawn(watch_leadership(raft.clone(), leads));
+        let watching = tokio::spawn(watch_leadership(raft.clone(), leads, timing.election_max));
+        let (leading, leader) = watch::channel(None);
+        let ticking = tokio::spawn(watch_members(raft.clone(), leading));
         let compacting = tokio::spawn({
             let compaction = compaction.clone();
             async move { compaction.run(progress).await }
@@ -138,7 +150,12 @@ impl Engine {
             snapshots,
             compaction,
             leadership,
-            tasks: vec![watching.abort_handle(), compacting.abort_handle()],
+            leader,
+            tasks: vec![
+                watching.abort_handle(),
+                ticking.abort_handle(),
+                compacting.abort_handle(),
+            ],
             incoming: AtomicU64::new(0),
             held: Mutex::new(Some((writer, lock))),
         };
@@ -192,7 +209,8 @@ impl Engine {
     }
 
     pub(crate) async fn write(&self, proposal: Proposal) -> Result<Answer, WriteError> {
-        match self.raft.client_write(proposal).await {
+        let written = tokio::time::timeout(WRITE_MAX, self.raft.client_write(proposal)).await;
+        match written.map_err(|_| WriteError::Unknown { leader: None })? {
             Ok(response) => Ok(response.data),
             Err(RaftError::APIError(refused)) => Err(self.refused(refused)),
             Err(RaftError::Fatal(fatal)) => Err(WriteError::Stopped(reason(&self.log, &fatal))),
@@ -229,6 +247,10 @@ impl Engine {
         self.leadership.clone()
     }
 
+    pub(crate) fn leader(&self) -> watch::Receiver<Option<u64>> {
+        self.leader.clone()
+    }
+
     pub(crate) fn status(&self) -> Status {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -251,6 +273,12 @@ impl Engine {
             log_bytes: self.log.bytes_from(0),
             voters: membership.voter_ids().map(peer).collect(),
             learners: membership.learner_ids().map(peer).collect(),
+            matched: metrics
+                .replication
+                .iter()
+                .flatten()
+                .filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index())))
+                .collect(),
             stopped: metrics
                 .running_state
                 .as_ref()
@@ -282,6 +310,32 @@ impl Engine {
                 .add_learner(peer.id, BasicNode::new(peer.address), true)
                 .await,
         )
+    }
+
+    /// Lets a node follow, or notes its new address; does not wait for it.
+    pub(crate) async fn put_follower(&self, peer: Peer) -> Result<(), WriteError> {
+        let status = self.status();
+        let known = status
+            .voters
+            .iter()
+            .chain(&status.learners)
+            .find(|known| known.id == peer.id);
+        let node = BasicNode::new(peer.address.clone());
+        match known {
+            Some(known) if known.address == peer.address => Ok(()),
+            Some(_) => {
+                let nodes = BTreeMap::from([(peer.id, node)]);
+                let change = ChangeMembers::SetNodes(nodes);
+                self.changed(self.raft.change_membership(change, true).await)
+            }
+            None => self.changed(self.raft.add_learner(peer.id, node, false).await),
+        }
+    }
+
+    /// Lets go of nodes that have no vote.
+    pub(crate) async fn remove_followers(&self, nodes: BTreeSet<u64>) -> Result<(), WriteError> {
+        let change = ChangeMembers::RemoveNodes(nodes);
+        self.changed(self.raft.change_membership(change, true).await)
     }
 
     pub(crate) async fn set_voters(&self, voters: BTreeSet<u64>) -> Result<(), WriteError> {
@@ -383,33 +437,77 @@ impl Drop for Engine {
     }
 }
 
-/// Says when this node leads *and* has applied all that earlier leaders acknowledged.
-async fn watch_leadership(raft: Raft, leads: watch::Sender<bool>) {
+/// Lets time pass for openraft only where there is somebody to lead or to follow: its clock is most
+/// of what an idle host has to do, and a group of one neither sends heartbeats nor elects another.
+/// Says who leads, too.
+async fn watch_members(raft: Raft, leader: watch::Sender<Option<u64>>) {
     let mut metrics = raft.server_metrics();
-    // The vote it was elected by: a lead lost and won again between two looks is another lead.
-    let mut ready = None;
     loop {
-        let elected = {
+        let is_alone = {
             let metrics = metrics.borrow_and_update();
-            (metrics.state == ServerState::Leader).then_some(metrics.vote.leader_id)
+            leader.send_if_modified(|known| {
+                std::mem::replace(known, metrics.current_leader) != metrics.current_leader
+            });
+            let membership = metrics.membership_config.membership();
+            let mut nodes = membership.nodes().map(|(id, _)| *id);
+            nodes.next() == Some(metrics.id) && nodes.next().is_none()
         };
-        if elected != ready {
+        raft.runtime_config().tick(!is_alone);
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Says when this node leads, has applied all that earlier leaders acknowledged, *and* has heard of
+/// most voters lately: openraft's leader goes on believing in itself when it is cut off.
+async fn watch_leadership(raft: Raft, leads: watch::Sender<bool>, silence_max: Duration) {
+    let mut metrics = raft.server_metrics();
+    // The vote it was elected by, and when it was last known to have a quorum: a lead lost and won
+    // again between two looks is another lead.
+    let mut ready: Option<(_, Instant)> = None;
+    loop {
+        let (elected, is_only_voter) = {
+            let metrics = metrics.borrow_and_update();
+            let voters = metrics.membership_config.membership().voter_ids().count();
+            let elected = (metrics.state == ServerState::Leader).then_some(metrics.vote.leader_id);
+            (elected, voters == 1)
+        };
+        if elected != ready.map(|(vote, _)| vote) {
             leads.send_if_modified(std::mem::take);
             ready = None;
         }
-        if elected.is_some() && ready.is_none() {
-            if raft.ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok() {
-                ready = elected;
-                leads.send_replace(true);
-            } else {
-                // No quorum yet. Nothing announces it, so ask again soon.
-                match tokio::time::timeout(ASK_AGAIN, metrics.changed()).await {
-                    Ok(Ok(())) | Err(_) => continue,
-                    Ok(Err(_)) => break,
+        if let Some(vote) = elected {
+            let acked = raft.data_metrics().borrow_watched().last_quorum_acked;
+            let silence = ready.map(|(_, asked)| {
+                let since_asked = asked.elapsed();
+                acked.map_or(since_asked, |acked| since_asked.min(acked.elapsed()))
+            });
+            let is_fresh = silence.is_some_and(|silence| is_only_voter || silence < silence_max);
+            if !is_fresh {
+                let asked = raft.ensure_linearizable(ReadPolicy::ReadIndex);
+                if matches!(tokio::time::timeout(silence_max, asked).await, Ok(Ok(_))) {
+                    ready = Some((vote, Instant::now()));
+                    leads.send_if_modified(|leads| !std::mem::replace(leads, true));
+                } else {
+                    if leads.send_if_modified(std::mem::take) {
+                        warn!("this node led, but most voters do not answer it");
+                    }
+                    ready = None;
+                    // Nothing announces a quorum, so ask again soon.
+                    match tokio::time::timeout(ASK_AGAIN, metrics.changed()).await {
+                        Ok(Ok(())) | Err(_) => continue,
+                        Ok(Err(_)) => break,
+                    }
                 }
             }
         }
-        if metrics.changed().await.is_err() {
+        let changed = metrics.changed();
+        if elected.is_none() || is_only_voter {
+            if changed.await.is_err() {
+                break;
+            }
+        } else if let Ok(Err(_)) = tokio::time::timeout(QUORUM_LOOK, changed).await {
             break;
         }
     }
@@ -452,7 +550,7 @@ struct Identity {
     node_id: u64,
 }
 
-fn open_files(directory: PathBuf, node_id: u64, segment_bytes: u32) -> Result<Files, OpenError> {
+pub(crate) fn open_files(directory: PathBuf, node_id: u64, segment_bytes: u32) -> Result<Files, OpenError> {
     let io_error = |source| OpenError::Io {
         directory: directory.clone(),
         source,

@@ -26,6 +26,7 @@ mod log;
 mod machine;
 mod network;
 mod options;
+mod recover;
 mod snapshots;
 mod store;
 
@@ -37,5 +38,6 @@ pub use network::{
     MessageKind, NoTransport, OutgoingSnapshot, Peer, ReceiveError, Transport, TransportError,
 };
 pub use options::{Options, Start, Timing};
+pub use recover::{Recovered, recover};
 pub use snapshots::SnapshotFile;
 pub use store::{COMMAND_BYTES_MAX, Store};

@@ -18,7 +18,7 @@ pub enum Start {
     Join,
 }
 
-/// How soon a silent leader is replaced.
+/// How soon a silent leader is replaced. In a group of one no clock runs at all.
 ///
 /// A follower waits `election_max` after the last sign of the leader and then, by chance, between
 /// `election_min` and `election_max` before it asks for votes: by default the leader is replaced
@@ -28,20 +28,6 @@ pub struct Timing {
     pub heartbeat: Duration,
     pub election_min: Duration,
     pub election_max: Duration,
-}
-
-impl Timing {
-    /// For a group of one: there is nobody to send a heartbeat to and nobody who could elect another.
-    ///
-    /// Openraft looks at its clocks about five times per heartbeat, and that is most of what an idle
-    /// host has to do.
-    fn alone() -> Timing {
-        Timing {
-            heartbeat: Duration::from_secs(2),
-            election_min: Duration::from_secs(4),
-            election_max: Duration::from_secs(8),
-        }
-    }
 }
 
 impl Default for Timing {
@@ -92,9 +78,6 @@ impl Options {
             address: String::new(),
         };
         let start = Start::Found(vec![alone.clone()]);
-        Self {
-            timing: Timing::alone(),
-            ..Self::new(directory, alone.id, start, Arc::new(NoTransport))
-        }
+        Self::new(directory, alone.id, start, Arc::new(NoTransport))
     }
 }

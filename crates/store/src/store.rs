@@ -87,6 +87,11 @@ impl<M: Machine> Store<M> {
         self.engine.leadership()
     }
 
+    /// Who leads, as far as this node knows.
+    pub fn leader(&self) -> watch::Receiver<Option<u64>> {
+        self.engine.leader()
+    }
+
     pub fn status(&self) -> Status {
         self.engine.status()
     }
@@ -105,6 +110,21 @@ impl<M: Machine> Store<M> {
     /// Lets a node follow; returns when it has caught up. Leader only.
     pub async fn add_learner(&self, peer: Peer) -> Result<(), WriteError> {
         self.engine.add_learner(peer).await
+    }
+
+    /// Lets a node follow that may not be there yet, or notes where it is now. Leader only.
+    pub async fn put_follower(&self, peer: Peer) -> Result<(), WriteError> {
+        self.engine.put_follower(peer).await
+    }
+
+    /// Lets go of nodes; a voter is refused. Leader only.
+    pub async fn remove_followers(&self, nodes: BTreeSet<u64>) -> Result<(), WriteError> {
+        self.engine.remove_followers(nodes).await
+    }
+
+    /// Gives the lead to another voter, where there is one that can take it.
+    pub async fn hand_over(&self) {
+        self.engine.hand_over().await
     }
 
     /// Gives the vote to exactly these followers. Leader only.

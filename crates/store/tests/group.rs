@@ -285,3 +285,136 @@ async fn several_nodes_may_found_the_same_group_and_agree_on_one_leader() {
     }
     group.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_knows_that_it_leads_nobody() {
+    let group = Group::of(3).await;
+    let first = group.leader().await;
+    group.isolate(id(&first));
+    let mut leads = first.leadership();
+    tokio::time::timeout(Duration::from_secs(30), leads.wait_for(|leads| !*leads))
+        .await
+        .expect("it notices")
+        .unwrap();
+    let second = group.leader_but(&[id(&first)]).await;
+    second.write(put("meanwhile", 1)).await.unwrap();
+    group.heal();
+    group.converge(&second).await;
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_of_one_takes_members_in_and_lets_them_go_while_it_runs() {
+    let group = Group::of(1).await;
+    let first = group.leader().await;
+    first.write(put("alone", 1)).await.unwrap();
+    let elsewhere = Peer {
+        id: 2,
+        address: "nowhere".into(),
+    };
+    // It need not be there yet, and may turn up elsewhere.
+    first.put_follower(elsewhere).await.unwrap();
+    first.put_follower(peer(2)).await.unwrap();
+    first.put_follower(peer(2)).await.unwrap();
+    assert_eq!(first.status().learners, [peer(2)]);
+    let second = group.start(2).await;
+    group.converge(&first).await;
+    group.start(3).await;
+    first.put_follower(peer(3)).await.unwrap();
+    first.add_learner(peer(3)).await.unwrap();
+    first.set_voters([1, 2, 3].into()).await.unwrap();
+    group.kill(1).await;
+    let next = group.leader().await;
+    next.write(put("without the first", 2)).await.unwrap();
+    next.set_voters([id(&next)].into()).await.unwrap();
+    next.remove_followers([1, 2, 3].into_iter().filter(|node| *node != id(&next)).collect())
+        .await
+        .unwrap();
+    assert_eq!(next.status().learners, []);
+    next.write(put("alone again", 3)).await.unwrap();
+    assert!(second.read().notes.contains_key("without the first"));
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_voter_of_a_lost_majority_goes_on_alone_when_told_to() {
+    let group = Group::of(3).await;
+    let leader = group.leader().await;
+    for number in 0..10 {
+        leader.write(put(number, "kept")).await.unwrap();
+    }
+    group.converge(&leader).await;
+    let state = leader.read().state;
+    for node in 1..=3 {
+        group.kill(node).await;
+    }
+    let recovered = recover::<Notes>(group.directory_of(2), peer(2)).await.unwrap();
+    assert_eq!(recovered.members_before, [peer(1), peer(2), peer(3)]);
+    let alone = group.start(2).await;
+    assert_eq!(alone.read().state, state);
+    assert_eq!(alone.status().voters, [peer(2)]);
+    alone.write(put("more", 1)).await.unwrap();
+    group.kill(2).await;
+    let again = group.start(2).await;
+    assert!(again.read().notes.contains_key("more"));
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_whose_leaders_changed_starts_again_after_a_power_cut_of_all() {
+    let group = Group::of(3).await;
+    for round in 0..3 {
+        let leader = group.leader().await;
+        for number in 0..10 {
+            leader.write(put(number, round)).await.unwrap();
+        }
+        group.kill(id(&leader)).await;
+        let next = group.leader().await;
+        next.write(put("between", round)).await.unwrap();
+        group.start(id(&leader)).await;
+        next.write(put("together", round)).await.unwrap();
+        group.converge(&next).await;
+    }
+    let before = group.leader().await.read().state;
+    for node in 1..=3 {
+        group.kill(node).await;
+    }
+    for node in [2, 3, 1] {
+        group.start(node).await;
+    }
+    let leader = group.leader().await;
+    assert_eq!(leader.read().state, before);
+    leader.write(put("after", 1)).await.unwrap();
+    group.converge(&leader).await;
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_missed_a_change_of_leaders_catches_up_with_one_that_was_restarted() {
+    let group = Group::of(3).await;
+    let first = group.leader().await;
+    for number in 0..10 {
+        first.write(put(number, 1)).await.unwrap();
+    }
+    group.converge(&first).await;
+    group.kill(id(&first)).await;
+    let second = group.leader().await;
+    for number in 0..10 {
+        second.write(put(number, 2)).await.unwrap();
+    }
+    group.converge(&second).await;
+    let others: Vec<u64> = group.nodes().iter().map(id).collect();
+    for node in &others {
+        group.kill(*node).await;
+    }
+    for node in &others {
+        group.start(*node).await;
+    }
+    let third = group.leader().await;
+    third.write(put("third", 3)).await.unwrap();
+    group.start(id(&first)).await;
+    third.write(put("fourth", 4)).await.unwrap();
+    group.converge(&third).await;
+    assert_eq!(*group.node(id(&first)).read(), *third.read());
+    group.stop().await;
+}

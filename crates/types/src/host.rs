@@ -36,6 +36,12 @@ pub struct Host {
     /// Of its tunnel, base64. With one it takes encrypted traffic only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    /// Its number among the members of the cluster's state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<u64>,
+    /// `IP:PORT` of its port for other hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_addr: Option<String>,
     pub version: String,
     pub created_at: Timestamp,
     /// When the host's daemon last started: jobs that it does not know after that are lost.

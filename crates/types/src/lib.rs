@@ -18,6 +18,7 @@ mod host;
 mod id;
 mod job;
 pub mod logline;
+mod member;
 mod name;
 mod process;
 mod provider;
@@ -43,6 +44,7 @@ pub use id::{
     JobRef, ProviderId, ReleaseId, ResourceId, RouteId, ScaleRequestId, SinkId, VolumeId,
 };
 pub use job::{Exit, Job, JobState, Mount, OneOff, StopReason, Tty};
+pub use member::{JoinToken, Member, TokenUse, Vote};
 pub use name::{NameError, check_app_name, check_env_key, check_process_type};
 pub use process::{HealthCheck, Port, PortService, ProcessType, VolumeRequest};
 pub use provider::{Provider, Resource};

@@ -119,7 +119,7 @@ async fn what_cannot_be_started_says_why() {
     let mut job = world.job();
     job.mountspecs[0].id = "cd".repeat(32);
     world.controller.run(&job);
-    let why = format!("layer {} of its image is not on this host", "cd".repeat(32));
+    let why = format!("layer {} of its image is on no host that is up", "cd".repeat(32));
     assert_eq!(world.down(id_of(&job)).await, down(Exit::NotStarted(why)));
 
     let mut job = world.job();

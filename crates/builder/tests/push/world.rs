@@ -344,6 +344,7 @@ impl World {
             timeout: Duration::from_secs(60),
             http_port: 80,
             https_port: 443,
+            forward: None,
         };
         let served = tokio::spawn(builder::run_with(
             config,

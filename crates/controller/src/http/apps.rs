@@ -45,7 +45,7 @@ pub async fn create(Extract(controller): Shared, request: Request) -> Answer {
         .meta
         .unwrap_or_else(|| [(META_GC_RELEASES_MAX.to_owned(), "10".to_owned())].into());
     check_meta(&meta)?;
-    let now = daemon::now();
+    let now = controller.now();
     let name_given = !new.name.is_empty();
     let mut app = App {
         id: new.id.unwrap_or_else(|| AppId(Uuid::new_v4())),

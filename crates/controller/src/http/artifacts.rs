@@ -53,7 +53,7 @@ pub async fn create(
         hashes: new.hashes.unwrap_or_default(),
         size: new.size,
         layer_url_template: new.layer_url_template,
-        created_at: daemon::now(),
+        created_at: controller.now(),
     };
     let applied = controller.write(Change::CreateArtifact { artifact }).await?;
     let id = applied.artifact.ok_or_else(Error::not_found)?;

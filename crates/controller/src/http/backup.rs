@@ -40,13 +40,15 @@ pub async fn get(Extract(controller): Shared, headers: HeaderMap) -> Result<Resp
     state
         .write_image(&mut image)
         .map_err(|error| Error::unavailable(error.to_string()))?;
-    let layers = state
-        .artifacts
-        .values()
-        .filter_map(|artifact| artifact.manifest.as_ref())
-        .flat_map(|manifest| manifest.layers())
-        .filter_map(|layer| layer.id.parse().ok())
-        .collect();
+    let layers = crate::copies::in_use(&state);
+    let layers: Vec<types::Digest> = layers.iter().filter_map(|layer| layer.parse().ok()).collect();
+    for digest in &layers {
+        // Those that are on other hosts only; without one that none has, the backup goes without it.
+        if let Err(error) = controller.fetch_layer(digest).await {
+            tracing::warn!(%digest, %error, "a layer cannot be fetched for the backup");
+        }
+    }
+    let layers = layers.into_iter().collect();
     let contents = Contents {
         state: image,
         layers,

@@ -59,7 +59,7 @@ pub async fn create(
         deploy_timeout: app.deploy_timeout,
         deploy_batch_size: app.deploy_batch_size(),
         error: String::new(),
-        created_at: daemon::now(),
+        created_at: controller.now(),
         finished_at: None,
     };
     controller.write(Change::CreateDeployment { deployment }).await?;

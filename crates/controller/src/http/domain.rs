@@ -42,7 +42,7 @@ pub async fn migrate(
         tls_cert,
         old_domain: new.old_domain,
         domain: name,
-        created_at: daemon::now(),
+        created_at: controller.now(),
         finished_at: None,
     };
     let answer = without_keys(&migration);

@@ -49,7 +49,7 @@ pub async fn create(
         }
     }
     let changed = State::clone(&copy.state());
-    let now = daemon::now();
+    let now = controller.now();
     let looked_ahead = tokio::task::spawn_blocking(move || preview(&before, changed, app_id, now)).await;
     let answer = looked_ahead.map_err(|error| {
         api::Error::new(api::Code::UnknownError, format!("the look ahead failed: {error}"))

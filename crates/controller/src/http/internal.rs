@@ -78,18 +78,7 @@ pub async fn report_router(
 
 /// Layers that must not be removed.
 pub async fn layers(Extract(controller): Shared) -> Json<Vec<String>> {
-    let state = controller.state();
-    let manifests = state
-        .artifacts
-        .values()
-        .filter_map(|artifact| artifact.manifest.as_ref());
-    let mut layers: Vec<_> = manifests
-        .flat_map(|manifest| manifest.layers())
-        .map(|layer| layer.id.clone())
-        .collect();
-    layers.sort();
-    layers.dedup();
-    Json(layers)
+    Json(crate::copies::in_use(&controller.state()))
 }
 
 /// Apps whose files must not be removed.

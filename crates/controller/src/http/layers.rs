@@ -12,7 +12,8 @@ use axum::{
     extract::{Path, Query, Request, State as Extract},
     response::{IntoResponse, Response},
 };
-use futures::TryStreamExt;
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
 use http::header;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -33,6 +34,9 @@ const CHUNK_BYTES: usize = 256 << 10;
 pub struct Stat {
     #[serde(default)]
     stat: Option<String>,
+    /// Whether other hosts are left in peace.
+    #[serde(default)]
+    here: bool,
 }
 
 /// The layer's bytes, or with `?stat=true` only its length.
@@ -42,10 +46,14 @@ pub async fn get(
     Query(query): Query<Stat>,
 ) -> Result<Response, Failure> {
     let digest: Digest = parse_id(&digest)?;
+    let is_here = fs::try_exists(controller.layer_path(&digest)).await;
+    if !query.here && is_here.is_ok_and(|is_here| !is_here) {
+        controller.fetch_layer(&digest).await?;
+    }
     let file = match File::open(controller.layer_path(&digest)).await {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::not_found().into()),
-        Err(error) => return Err(failed("read", &error)),
+        Err(error) => return Err(failed("read", &error).into()),
     };
     let length = file
         .metadata()
@@ -72,38 +80,63 @@ pub async fn put(
 ) -> Result<Json<LayerFile>, Failure> {
     let invalid = |_| Error::validation("digest", "must be 64 lower-case hexadecimal digits");
     let digest: Digest = digest.parse().map_err(invalid)?;
-    let path = controller.layer_path(&digest);
-    let mut body = request.into_body().into_data_stream();
-    // Two uploads of one layer at once each have a file of their own. The name is one that the
-    // collection of what nobody uses knows as half a file.
-    let draft = Draft(path.with_extension(format!("new-{}", types::Uuid::new_v4())));
-    let mut file = File::create(&draft.0)
-        .await
-        .map_err(|error| failed("write", &error))?;
-    let (mut hash, mut length) = (Sha256::new(), 0);
-    while let Some(bytes) = body.try_next().await.map_err(|_| broke_off())? {
-        length += bytes.len() as u64;
-        if length > LAYER_BYTES_MAX {
-            let message = format!("the layer is longer than {LAYER_BYTES_MAX} bytes");
-            return Err(Error::new(Code::RequestBodyTooBig, message).into());
-        }
-        hash.update(&bytes);
-        file.write_all(&bytes)
-            .await
-            .map_err(|error| failed("write", &error))?;
-    }
-    if hex::encode(hash.finalize()) != digest.as_str() {
-        return Err(Error::validation("digest", "is not that of the bytes that were sent").into());
-    }
-    let kept = async {
-        file.flush().await?;
-        file.sync_all().await?;
-        fs::rename(&draft.0, &path).await?;
-        File::open(&controller.config.layers).await?.sync_all().await
-    };
-    kept.await.map_err(|error| failed("write", &error))?;
+    let body = request.into_body().into_data_stream();
+    let length = controller.keep_layer(&digest, body.map_err(drop)).await?;
     let id = digest.to_string();
     Ok(Json(LayerFile { id, length }))
+}
+
+/// The list of base images, as it is on this host.
+pub async fn stack(Extract(controller): Shared) -> Result<Vec<u8>, Failure> {
+    let path = controller.config.stack.clone().ok_or_else(Error::not_found)?;
+    match fs::read(&path).await {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::not_found().into()),
+        Err(error) => Err(failed("read", &error).into()),
+    }
+}
+
+impl crate::Controller {
+    /// Takes bytes in if they are those of the digest; how many there are.
+    pub(crate) async fn keep_layer(
+        &self,
+        digest: &Digest,
+        mut bytes: impl Stream<Item = Result<Bytes, ()>> + Unpin,
+    ) -> Result<u64, Error> {
+        let path = self.layer_path(digest);
+        // Two uploads of one layer at once each have a file of their own. The name is one that the
+        // collection of what nobody uses knows as half a file.
+        let draft = Draft(path.with_extension(format!("new-{}", types::Uuid::new_v4())));
+        let mut file = File::create(&draft.0)
+            .await
+            .map_err(|error| failed("write", &error))?;
+        let (mut hash, mut length) = (Sha256::new(), 0);
+        while let Some(bytes) = bytes.try_next().await.map_err(|()| broke_off())? {
+            length += bytes.len() as u64;
+            if length > LAYER_BYTES_MAX {
+                let message = format!("the layer is longer than {LAYER_BYTES_MAX} bytes");
+                return Err(Error::new(Code::RequestBodyTooBig, message));
+            }
+            hash.update(&bytes);
+            file.write_all(&bytes)
+                .await
+                .map_err(|error| failed("write", &error))?;
+        }
+        if hex::encode(hash.finalize()) != digest.as_str() {
+            return Err(Error::validation(
+                "digest",
+                "is not that of the bytes that were sent",
+            ));
+        }
+        let kept = async {
+            file.flush().await?;
+            file.sync_all().await?;
+            fs::rename(&draft.0, &path).await?;
+            File::open(&self.config.layers).await?.sync_all().await
+        };
+        kept.await.map_err(|error| failed("write", &error))?;
+        Ok(length)
+    }
 }
 
 /// Half a file, which goes unless it has become the layer.
@@ -115,16 +148,10 @@ impl Drop for Draft {
     }
 }
 
-fn broke_off() -> Failure {
-    Error::invalid("the request's body broke off").into()
+fn broke_off() -> Error {
+    Error::invalid("the request's body broke off")
 }
 
-fn failed(verb: &str, error: &io::Error) -> Failure {
-    Error::unavailable(format!("cannot {verb} the layer: {error}")).into()
-}
-
-impl crate::Controller {
-    fn layer_path(&self, digest: &Digest) -> PathBuf {
-        self.config.layers.join(format!("{digest}.erofs"))
-    }
+fn failed(verb: &str, error: &io::Error) -> Error {
+    Error::unavailable(format!("cannot {verb} the layer: {error}"))
 }

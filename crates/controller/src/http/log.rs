@@ -2,7 +2,7 @@
 
 use api::{
     Error,
-    logs::{Query, SseLogChunk},
+    logs::{Message, Query, SseLogChunk},
     sse,
 };
 use axum::{
@@ -10,7 +10,7 @@ use axum::{
     extract::{Path, State as Extract},
     response::Response,
 };
-use futures::StreamExt;
+use futures::{StreamExt, stream::BoxStream};
 use http::{HeaderMap, header};
 
 use super::{Shared, body::Parameters, error::Failure, event_stream, find_app_id};
@@ -29,7 +29,27 @@ pub async fn get(
             Error::validation("lines", format!("must be an integer between 0 and {LINES_MAX}")).into(),
         );
     }
-    let messages = controller.config.logs.query(app, query).await?;
+    let messages = controller.log(app, query).await?;
+    Ok(answer(messages, &headers))
+}
+
+/// What of it is on this host, whichever host leads.
+pub async fn get_of_this_host(
+    Extract(controller): Shared,
+    Path(app): Path<String>,
+    Parameters(query): Parameters<Query>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    // Not by name: this host may not know of the app yet.
+    let messages = controller
+        .config
+        .logs
+        .query(super::parse_id(&app)?, query)
+        .await?;
+    Ok(answer(messages, &headers))
+}
+
+fn answer(messages: BoxStream<'static, Message>, headers: &HeaderMap) -> Response {
     let wants_events =
         headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) == Some("text/event-stream");
     if wants_events {
@@ -45,15 +65,15 @@ pub async fn get(
                 data: None,
             })
         });
-        return Ok(event_stream(chunks.chain(end)));
+        return event_stream(chunks.chain(end));
     }
     let lines = messages.map(|message| {
         let mut line = serde_json::to_vec(&message).expect("API values always serialise");
         line.push(b'\n');
         Ok::<_, std::convert::Infallible>(line)
     });
-    Ok(Response::builder()
+    Response::builder()
         .header(header::CONTENT_TYPE, "text/plain")
         .body(Body::from_stream(lines))
-        .expect("constant headers are valid"))
+        .expect("constant headers are valid")
 }

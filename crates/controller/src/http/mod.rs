@@ -4,6 +4,7 @@ mod apps;
 mod artifacts;
 mod backup;
 mod body;
+mod cluster;
 mod cors;
 mod deployments;
 mod docs;
@@ -135,12 +136,23 @@ pub fn router(controller: Controller) -> Router {
         .route("/internal/routers/{router}", post(internal::report_router))
         .route("/internal/layers", get(internal::layers))
         .route("/internal/apps", get(internal::apps))
+        .route("/internal/cluster", get(cluster::show))
+        .route("/internal/cluster/tokens", post(cluster::create_token))
+        .route("/internal/cluster/members", post(cluster::join))
+        .route(
+            "/internal/cluster/members/{member}",
+            put(cluster::announce).delete(cluster::remove),
+        )
+        .route("/internal/cluster/members/{member}/vote", put(cluster::vote))
+        .route("/internal/here/apps/{app}/log", get(log::get_of_this_host))
+        .route("/internal/here/stack", get(layers::stack))
         .route("/internal/services", get(internal::services))
         .route("/internal/services/{service}", post(internal::change_service))
         .layer(from_fn_with_state(keys, daemon::auth::require_internal_key));
     Router::new()
         .merge(users)
         .merge(parts)
+        .layer(from_fn_with_state(controller.clone(), crate::leading::pass_on))
         .route("/ping", get(async || StatusCode::OK))
         .route("/ca-cert", get(status::ca_cert))
         .route("/openapi.json", get(docs::controller_document))

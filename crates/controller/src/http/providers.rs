@@ -57,7 +57,7 @@ pub async fn create(Extract(controller): Shared, Body(new): Body<NewProvider>) -
         return Err(Error::validation("url", "must not be blank").into());
     }
     Address::parse(&new.url)?;
-    let now = daemon::now();
+    let now = controller.now();
     let provider = Provider {
         id: ProviderId(Uuid::new_v4()),
         url: new.url,
@@ -149,7 +149,7 @@ pub async fn put_resource(
         external_id: update.external_id,
         env,
         apps: app_ids(&state, update.apps.unwrap_or_default())?,
-        created_at: daemon::now(),
+        created_at: controller.now(),
     };
     let _busy = controller.providers.begin(id)?;
     controller.write(Change::PutResource { resource }).await?;

@@ -169,7 +169,7 @@ pub async fn create(Extract(controller): Shared, Body(new): Body<NewRelease>) ->
         env,
         meta,
         processes,
-        created_at: daemon::now(),
+        created_at: controller.now(),
     };
     controller
         .write(Change::CreateRelease {

@@ -51,7 +51,7 @@ pub async fn create(
 ) -> Result<Json<RouteView>, Failure> {
     let app = find_app_id(&controller.state(), &app)?;
     let certificate = certificate(&new)?;
-    let now = daemon::now();
+    let now = controller.now();
     let kind = new
         .kind
         .ok_or_else(|| Error::validation("type", "must be http or tcp"))?;
@@ -105,7 +105,7 @@ pub async fn update(
         sticky: is_http && new.sticky,
         drain_backends: new.drain_backends,
         disable_keep_alives: is_http && new.disable_keep_alives,
-        updated_at: daemon::now(),
+        updated_at: controller.now(),
         ..old.clone()
     };
     let id = route.id;

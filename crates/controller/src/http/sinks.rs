@@ -30,7 +30,7 @@ pub async fn create(
     Extract(controller): Shared,
     Body(new): Body<NewSink>,
 ) -> Result<Json<SinkView>, Failure> {
-    let sink = new.sink(Uuid::new_v4(), daemon::now())?;
+    let sink = new.sink(Uuid::new_v4(), controller.now())?;
     let view = SinkView::of(&sink);
     controller.write(Change::CreateSink { sink }).await?;
     Ok(Json(view))

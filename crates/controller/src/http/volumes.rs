@@ -83,7 +83,7 @@ pub async fn put(
         "" => String::new(),
         path => tidied(path)?,
     };
-    let now = daemon::now();
+    let now = controller.now();
     let volume = Volume {
         path,
         delete_on_stop: new.delete_on_stop,

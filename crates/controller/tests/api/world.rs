@@ -98,6 +98,10 @@ impl World {
             authority: daemon::secrets::Authority::new(&secrets),
             archive: None,
             layers: directory.path().join("layers"),
+            stack: None,
+            forward: None,
+            peers: None,
+            membership: None,
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

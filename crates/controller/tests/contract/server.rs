@@ -79,6 +79,10 @@ impl Server {
             authority: daemon::secrets::Authority::new(&directory.path().join("secrets")),
             archive: None,
             layers: directory.path().join("layers"),
+            stack: None,
+            forward: None,
+            peers: None,
+            membership: None,
         };
         let shutdown = Shutdown::new();
         let listener = daemon::server::listen(([127, 0, 0, 1], 0).into())

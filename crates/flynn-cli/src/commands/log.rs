@@ -58,6 +58,7 @@ impl Args {
             job_id: self.job.clone(),
             lines: self.number.map(usize::from),
             process_type: self.process_type.clone(),
+            mark: false,
             stream_types: Some(
                 if self.init {
                     "stdout,stderr,init"

@@ -76,6 +76,10 @@ impl Real {
                 authority: daemon::secrets::Authority::new(directory.path()),
                 archive: None,
                 layers: directory.path().join("layers"),
+                stack: None,
+                forward: None,
+                peers: None,
+                membership: None,
             };
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,14 +1,23 @@
 use api::{
     discoverd::ServiceUpdate,
     host::{Assignment, HostReport, JobReport, RouterReport, ServiceView},
+    logs::SseLogChunk,
+    peers::{Announcement, ClusterView, JoinRequest, Joined, NewToken, TokenView, VoteChange},
 };
 use serde_json::{Value, json};
-use types::{AppId, ServiceRow, VolumeReport};
+use types::{AppId, Member, ServiceRow, VolumeReport};
 
 use crate::{
     example,
-    operation::{Operation, get, post, put},
+    operation::{Operation, delete, get, post, put},
 };
+
+fn member() -> Value {
+    json!({
+        "node": 2, "host": "host1", "addr": "10.0.0.2:1115", "subnet": "100.100.4.0/22", "vote": "auto",
+        "joined_at": example::TIME,
+    })
+}
 
 pub fn operations() -> Vec<Operation> {
     let operations = vec![
@@ -30,6 +39,63 @@ pub fn operations() -> Vec<Operation> {
             .streams::<Value>(json!({})),
         post("/internal/routers/{router}", "Which table a router serves by")
             .takes::<RouterReport>(json!({"generation": 17, "in_flight": {}})),
+        get(
+            "/internal/cluster",
+            "Members of the cluster, who leads and who votes",
+        )
+        .gives::<ClusterView>(json!({
+            "node": 1, "leader": 1, "term": 3, "last_index": 41, "applied_index": 41,
+            "members": [{"member": member(), "is_voter": true, "is_follower": false}],
+        })),
+        post(
+            "/internal/cluster/tokens",
+            "Makes a token with which one host can join",
+        )
+        .takes::<NewToken>(json!({"ttl_s": 3600}))
+        .gives::<TokenView>(json!({"token": "0c2a3b", "expires_at": example::TIME})),
+        post(
+            "/internal/cluster/members",
+            "A host with a token becomes a member",
+        )
+        .takes::<JoinRequest>(json!({
+            "secret": "0c2a3b", "host": "host1", "joiner": "5f1d", "addr": "10.0.0.2:1115",
+            "version": "v0.1.0", "at": example::TIME,
+        }))
+        .gives::<Joined>(json!({
+            "member": member(), "members": [member()], "domain": "flynn.localhost", "at": example::TIME,
+        }))
+        .may_fail(409, "The cluster has a host of this id or address."),
+        put(
+            "/internal/cluster/members/{member}",
+            "A member says where it is, by its number",
+        )
+        .takes::<Announcement>(json!({"node": 2, "addr": "10.0.0.2:1115"})),
+        delete("/internal/cluster/members/{member}", "Removes a host, by its id")
+            .query(
+                "force",
+                "Also while it is up.",
+                json!({"type": "boolean"}),
+                json!(true),
+            )
+            .gives::<Member>(member())
+            .may_fail(409, "It is up, or too few would be left to vote."),
+        put(
+            "/internal/cluster/members/{member}/vote",
+            "Whether a host, by its id, is to vote on the cluster's state",
+        )
+        .takes::<VoteChange>(json!({"vote": "promoted"}))
+        .gives::<Member>(member())
+        .may_fail(409, "Too few would be left to vote."),
+        get(
+            "/internal/here/apps/{app}/log",
+            "What of an app's log is on this host",
+        )
+        .streams::<SseLogChunk>(json!({"event": "eof"})),
+        get(
+            "/internal/here/stack",
+            "The list of base images, as it is on this host",
+        )
+        .gives_bytes("application/octet-stream", "{}"),
         get("/internal/layers", "Layers in use").gives_list::<String>(json!("1b4f0e98")),
         get("/internal/apps", "Apps whose files are kept").gives_list::<AppId>(json!(example::APP)),
         get("/internal/services", "All services with their instances")

@@ -108,6 +108,8 @@ pub fn host(name: &str) -> Host {
         subnet: None,
         underlay: None,
         public_key: None,
+        node: None,
+        peer_addr: None,
         version: String::new(),
         created_at: NOW - Duration::from_secs(20_000),
         started_at: NOW - Duration::from_secs(20_000),

@@ -171,15 +171,15 @@ impl Index {
         Some(LogId::new(*first.committed_leader_id(), index))
     }
 
-    /// The first of `range`, the first of each leader within it, and the last, without repetition.
+    /// The last entry of each leader from `first` to `last`.
     pub(crate) fn key_log_ids(&self, first: LogId, last: LogId) -> Vec<LogId> {
-        let mut ids = vec![first];
-        let within = |id: &&LogId| id.index() > first.index() && id.index() < last.index();
-        ids.extend(self.leaders.iter().filter(within));
-        if last.index() > first.index() {
-            ids.push(last);
-        }
-        ids
+        let ends = self.leaders.iter().skip(1).map(|next| next.index() - 1);
+        self.leaders
+            .iter()
+            .zip(ends.chain([last.index()]))
+            .filter(|(from, end)| *end >= first.index() && from.index() <= last.index())
+            .map(|(from, end)| LogId::new(*from.committed_leader_id(), end.min(last.index())))
+            .collect()
     }
 
     /// Where to find the entries of `range` that exist: first what is in files, then the rest.

@@ -416,13 +416,11 @@ async fn check(steps: Vec<Step>) {
                 let leader = entry.log_id.committed_leader_id();
                 if expected
                     .last()
-                    .is_none_or(|id| id.committed_leader_id() != leader)
+                    .is_some_and(|id| id.committed_leader_id() == leader)
                 {
-                    expected.push(entry.log_id);
+                    expected.pop();
                 }
-            }
-            if expected.last() != Some(&last.log_id) {
-                expected.push(last.log_id);
+                expected.push(entry.log_id);
             }
             assert_eq!(keys, expected);
         }

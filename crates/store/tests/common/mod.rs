@@ -193,6 +193,10 @@ impl Group {
         store
     }
 
+    pub fn directory_of(&self, id: u64) -> std::path::PathBuf {
+        self.directory.path().join(id.to_string())
+    }
+
     pub fn node(&self, id: u64) -> Store<Notes> {
         self.wires.0.lock().unwrap().nodes[&id].clone()
     }
