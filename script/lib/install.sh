@@ -5,6 +5,8 @@ PACKAGES_BUILD=(gcc git libc6-dev mold)
 PACKAGES_RUN=(ca-certificates curl debian-archive-keyring e2fsprogs erofs-utils git iproute2 jq mmdebstrap nftables procps util-linux)
 # To fetch and unpack an image of a registry.
 PACKAGES_OCI=(golang-github-containers-common skopeo umoci)
+# Others' registry, which the cluster's own is tested and measured beside.
+PACKAGES_REGISTRY=(docker-registry)
 RUST_VERSION_MIN=1.95
 
 # Where things are installed; tests install elsewhere.

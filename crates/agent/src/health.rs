@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use api::host::{HostJob, HostPort};
-use types::HealthCheck;
+use types::{HealthCheck, ImageHealthcheck};
 
 /// Interpreters report a missing module or setting within 50 to 300 ms on a machine of the size that
 /// this is tested on; workers deployed one by one pay this time each.
@@ -21,6 +21,11 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const THRESHOLD: i64 = 2;
 /// The original's; used only where the check asks to be killed.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Docker's own, for checks of images.
+const COMMAND_INTERVAL: Duration = Duration::from_secs(30);
+const COMMAND_RETRIES: u32 = 3;
+/// Each costs a process in the job.
+const COMMAND_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Longest wait for an answer to one check.
 const TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
@@ -57,6 +62,8 @@ pub enum Probe {
         matches: String,
         status: u16,
     },
+    /// A command in the job succeeds.
+    Command { args: Vec<String> },
 }
 
 /// Ports with a service are checked. Where none has one the first port stands for the job: what
@@ -74,8 +81,10 @@ pub fn readiness(job: &HostJob) -> Readiness {
     } else {
         served
     };
-    if !checked.is_empty() {
-        return Readiness::Checks(checked.into_iter().map(check_of).collect());
+    let mut checks: Vec<Check> = checked.into_iter().map(check_of).collect();
+    checks.extend(job.config.healthcheck.as_ref().map(check_of_image));
+    if !checks.is_empty() {
+        return Readiness::Checks(checks);
     }
     if job.metadata.contains_key(HostJob::FORMATION) {
         Readiness::Settled
@@ -131,6 +140,28 @@ fn check_of(port: &HostPort) -> Check {
     }
 }
 
+/// What an image says, with Docker's defaults. As there, nothing is killed for it: a job that is not well
+/// gets no requests until it is.
+fn check_of_image(check: &ImageHealthcheck) -> Check {
+    let duration = |nanos: i64, default| match u64::try_from(nanos) {
+        Ok(nanos) if nanos > 0 => Duration::from_nanos(nanos),
+        _ => default,
+    };
+    Check {
+        port: 0,
+        probe: Probe::Command {
+            args: check.args.clone(),
+        },
+        interval: duration(check.interval, COMMAND_INTERVAL).max(COMMAND_PAUSE_MIN),
+        timeout: duration(check.timeout, COMMAND_INTERVAL),
+        threshold: match check.retries {
+            retries if retries > 0 => retries.min(1000) as u32,
+            _ => COMMAND_RETRIES,
+        },
+        kill_after: None,
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Up,
@@ -144,6 +175,8 @@ pub enum Verdict {
 /// The health of one port.
 #[derive(Debug)]
 pub struct Health {
+    /// Between two checks, however much one waits for the next.
+    pause_min: Duration,
     threshold: u32,
     kill_after: Option<Duration>,
     interval: Duration,
@@ -164,6 +197,10 @@ impl Health {
     /// `was_up`: an agent before this one has seen it healthy.
     pub fn new(check: &Check, was_up: bool) -> Self {
         Health {
+            pause_min: match check.probe {
+                Probe::Command { .. } => COMMAND_PAUSE_MIN,
+                Probe::Tcp | Probe::Http { .. } => Duration::ZERO,
+            },
             threshold: check.threshold,
             kill_after: check.kill_after,
             interval: check.interval,
@@ -221,7 +258,7 @@ impl Health {
         match self.kill_after {
             // The last check comes when the time is over, not an interval later.
             Some(limit) if age < limit => quick.min(limit - age),
-            _ => quick.min(self.interval),
+            _ => quick.min(self.interval).max(self.pause_min),
         }
     }
 }
@@ -302,6 +339,24 @@ mod tests {
         assert_eq!(ports(r#"[{"port":53,"proto":"udp"}]"#), [] as [u16; 0]);
         assert_eq!(readiness(&job("[]")), Readiness::Settled);
         assert_eq!(readiness(&HostJob::default()), Readiness::Running);
+    }
+
+    #[test]
+    fn an_images_own_command_is_asked_beside_its_port_and_not_too_often() {
+        let mut job = job("[]");
+        job.config.healthcheck = Some(ImageHealthcheck {
+            args: vec!["true".into()],
+            interval: 5 * SECOND,
+            ..ImageHealthcheck::default()
+        });
+        let Readiness::Checks(checks) = readiness(&job) else {
+            panic!()
+        };
+        assert_eq!((checks.len(), checks[0].threshold), (1, 3));
+        let mut health = Health::new(&checks[0], false);
+        assert_eq!(health.pause(Duration::ZERO), Duration::from_secs(1));
+        health.hear(true, Duration::from_secs(1));
+        assert_eq!(health.pause(Duration::from_secs(1)), Duration::from_secs(5));
     }
 
     #[test]

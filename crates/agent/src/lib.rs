@@ -22,6 +22,7 @@ pub mod edge;
 mod gc;
 mod health;
 mod http;
+mod image_check;
 mod life;
 mod link;
 mod monitor;

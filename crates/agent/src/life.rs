@@ -19,6 +19,7 @@ use crate::{
     agent::Agent,
     disk::{JobRecord, Progress},
     health,
+    image_check::Asker,
     monitor::{self, Change, Subject},
     spec,
     start::{self, Failed, Running, STOPPED_BEFORE},
@@ -141,7 +142,7 @@ pub async fn supervise(
             ended = &mut end => break ended,
             grace = entry.stop_asked(), if stopper.is_none() => {
                 watcher = None;
-                if progress.never_healthy.is_none() && let Some(why) = excuse(&entry, address, pid, &progress).await {
+                if progress.never_healthy.is_none() && let Some(why) = excuse(&agent, &entry, address, pid, &progress).await {
                     progress.never_healthy = Some(why);
                     keep(&agent, &entry, &progress);
                 }
@@ -218,20 +219,34 @@ fn begin(
     let subject = Subject { address, pid, was_up };
     AbortOnDropHandle::new(tokio::spawn(monitor::watch(
         subject,
+        asker(agent, entry),
         health::readiness(&entry.job),
         changes.clone(),
     )))
 }
 
 /// Why a job that is to be stopped never came up, if that is so.
-async fn excuse(entry: &Entry, address: Ipv4Addr, pid: u32, progress: &Progress) -> Option<String> {
+async fn excuse(
+    agent: &Agent,
+    entry: &Entry,
+    address: Ipv4Addr,
+    pid: u32,
+    progress: &Progress,
+) -> Option<String> {
     let age = daemon::now().since(progress.started_at?);
     let subject = Subject {
         address,
         pid,
         was_up: progress.up_at.is_some(),
     };
-    monitor::excuse(subject, health::readiness(&entry.job), age).await
+    monitor::excuse(subject, asker(agent, entry), health::readiness(&entry.job), age).await
+}
+
+fn asker(agent: &Agent, entry: &Entry) -> Asker {
+    Asker {
+        runtime: agent.runtime.clone(),
+        job_dir: agent.disk.job_dir(entry.id),
+    }
 }
 
 fn heed(agent: &Agent, entry: &Arc<Entry>, change: Change, progress: &mut Progress) {

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     health::{Check, Health, Readiness, SETTLE, Verdict},
+    image_check::Asker,
     probe::{self, Failure},
 };
 
@@ -36,7 +37,7 @@ pub struct Subject {
 }
 
 /// Runs until dropped, or until there is nothing left to watch.
-pub async fn watch(subject: Subject, readiness: Readiness, changes: mpsc::Sender<Change>) {
+pub async fn watch(subject: Subject, asker: Asker, readiness: Readiness, changes: mpsc::Sender<Change>) {
     let checks = match readiness {
         Readiness::Checks(checks) => checks,
         Readiness::Running | Readiness::Settled if subject.was_up => return,
@@ -53,7 +54,7 @@ pub async fn watch(subject: Subject, readiness: Readiness, changes: mpsc::Sender
     let ports = checks
         .iter()
         .enumerate()
-        .map(|(index, check)| port(subject, index, check, &whole, &changes));
+        .map(|(index, check)| port(subject, &asker, index, check, &whole, &changes));
     futures::future::join_all(ports).await;
 }
 
@@ -82,6 +83,7 @@ impl Whole {
 
 async fn port(
     subject: Subject,
+    asker: &Asker,
     index: usize,
     check: &Check,
     whole: &Mutex<Whole>,
@@ -91,7 +93,7 @@ async fn port(
     let mut health = Health::new(check, subject.was_up);
     loop {
         tokio::time::sleep(health.pause(begin.elapsed())).await;
-        let result = probe::probe(subject.address, check).await;
+        let result = asker.ask(subject, check).await;
         let Some(verdict) = health.hear(result.is_ok(), begin.elapsed()) else {
             continue;
         };
@@ -118,7 +120,7 @@ async fn port(
 /// Why a job that ran for `age` and was never up is not, for whoever stops it: the scheduler gives
 /// up on jobs too, and does not see what we see. `None`: it has nothing to be asked, or was given no
 /// time yet, or has just come up.
-pub async fn excuse(subject: Subject, readiness: Readiness, age: Duration) -> Option<String> {
+pub async fn excuse(subject: Subject, asker: Asker, readiness: Readiness, age: Duration) -> Option<String> {
     let Readiness::Checks(checks) = readiness else {
         return None;
     };
@@ -133,8 +135,7 @@ pub async fn excuse(subject: Subject, readiness: Readiness, age: Duration) -> Op
         if age < had_its_time {
             continue;
         }
-        let failure = match tokio::time::timeout(EXCUSE_PATIENCE, probe::probe(subject.address, check)).await
-        {
+        let failure = match tokio::time::timeout(EXCUSE_PATIENCE, asker.ask(subject, check)).await {
             Ok(Ok(())) => continue,
             Ok(Err(failure)) => failure,
             Err(_) => Failure::NotOpen,

@@ -157,6 +157,9 @@ fn parse(text: &str) -> Vec<Listening> {
 /// Why a job was given up, for its owner: what was waited for, and what it does instead.
 pub fn reason(check: &Check, failure: &Failure, listening: &[Listening], waited_s: u64) -> String {
     let port = check.port;
+    if let (Failure::Answer(text), Probe::Command { .. }) = (failure, &check.probe) {
+        return format!("its image's health check did not succeed within {waited_s} s: {text}");
+    }
     if let Failure::Answer(text) = failure {
         return format!("port {port} is open, but it did not become healthy within {waited_s} s: {text}");
     }

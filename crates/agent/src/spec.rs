@@ -16,6 +16,7 @@ use container::{
     Bind, BindKind, InlineFile, Limits, LogFile, Process, SeccompProfile, Spec, WindowSize,
     capability::{self, Capability},
 };
+use rustix::process::Signal;
 use types::JobId;
 
 /// Where Debian's images, and most others, look for the authorities they trust.
@@ -61,7 +62,9 @@ pub struct Facts {
 /// What is wrong with the job is said in words for its owner.
 pub fn build(job: &HostJob, facts: &Facts) -> Result<Spec, String> {
     let config = &job.config;
-    let is_build = job.profiles.iter().any(|profile| profile == "build");
+    let has_profile = |name: &str| job.profiles.iter().any(|profile| profile == name);
+    let builds_images = has_profile("images");
+    let is_build = has_profile("build") || builds_images;
     if config.host_network {
         return Err("host_network is not supported: every job has a network of its own".into());
     }
@@ -98,7 +101,7 @@ pub fn build(job: &HostJob, facts: &Facts) -> Result<Spec, String> {
             },
             uid,
             gid: config.gid.unwrap_or(uid),
-            groups: Vec::new(),
+            groups: config.groups.clone(),
             terminal: config.tty.then(|| window(config)),
         },
         host_id_base: facts.host_id_base,
@@ -118,10 +121,10 @@ pub fn build(job: &HostJob, facts: &Facts) -> Result<Spec, String> {
         },
         cgroup: facts.cgroup.clone(),
         extra_capabilities: extra_capabilities(config)?,
-        seccomp: if is_build {
-            SeccompProfile::Builder
-        } else {
-            SeccompProfile::Default
+        seccomp: match (builds_images, is_build) {
+            (true, _) => SeccompProfile::Images,
+            (false, true) => SeccompProfile::Builder,
+            (false, false) => SeccompProfile::Default,
         },
         readonly_root: false,
         log: facts.log.clone().map(|path| LogFile {
@@ -132,9 +135,40 @@ pub fn build(job: &HostJob, facts: &Facts) -> Result<Spec, String> {
         wait_for_attach_ms: config
             .wait_for_attach
             .then_some(ATTACH_PATIENCE.as_millis() as u64),
-        stop_signal: 15,
+        stop_signal: signal(&config.stop_signal)?,
     })
 }
+
+/// By name, with or without `SIG`, or by number, as images have it.
+fn signal(text: &str) -> Result<i32, String> {
+    if text.is_empty() {
+        return Ok(Signal::TERM.as_raw());
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let found = match name.parse::<i32>() {
+        Ok(number) => Some(number).filter(|number| (1..=64).contains(number)),
+        Err(_) => SIGNALS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, signal)| signal.as_raw()),
+    };
+    found.ok_or_else(|| format!("its image asks to be stopped by the signal {text:?}, which is not known"))
+}
+
+/// Those that programs ask to be stopped by.
+const SIGNALS: [(&str, Signal); 10] = [
+    ("TERM", Signal::TERM),
+    ("INT", Signal::INT),
+    ("QUIT", Signal::QUIT),
+    ("HUP", Signal::HUP),
+    ("KILL", Signal::KILL),
+    ("USR1", Signal::USR1),
+    ("USR2", Signal::USR2),
+    ("WINCH", Signal::WINCH),
+    ("ABRT", Signal::ABORT),
+    ("CONT", Signal::CONT),
+];
 
 pub fn stop_grace(job: &HostJob) -> Duration {
     match job.config.stop_timeout {
@@ -337,6 +371,14 @@ mod tests {
             (limits.memory_bytes, limits.processes_max),
             (Some(1 << 30), Some(1024))
         );
+    }
+
+    #[test]
+    fn the_polite_signal_is_the_images() {
+        let told: Vec<_> = ["", "SIGQUIT", "winch", "3", "SIGNOTHING", "99"]
+            .map(|text| signal(text).unwrap_or(-1))
+            .to_vec();
+        assert_eq!(told, [15, 3, 28, 3, -1, -1]);
     }
 
     #[test]

@@ -153,7 +153,7 @@ async fn exec_in(agent: &Agent, connection: &mut Connection, id: JobId, request:
 }
 
 /// As the job's own process: its user, directory and environment.
-fn exec_spec(job_dir: &Path, request: NewExec) -> io::Result<ExecSpec> {
+pub(crate) fn exec_spec(job_dir: &Path, request: NewExec) -> io::Result<ExecSpec> {
     let text = std::fs::read(job_dir.join(container::job_dir::SPEC))?;
     let spec: Spec = serde_json::from_slice(&text)?;
     let mut process = spec.process;

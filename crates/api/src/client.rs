@@ -381,6 +381,9 @@ impl Client {
         if let Ok(error) = serde_json::from_slice::<Error>(&body) {
             return ClientError::Api(error);
         }
+        if let Some(error) = registry_error(status, &body) {
+            return ClientError::Api(error);
+        }
         match status {
             StatusCode::NOT_FOUND => ClientError::NotFound,
             StatusCode::UNAUTHORIZED => ClientError::Unauthorized {
@@ -455,6 +458,19 @@ fn json_body(body: Option<&impl Serialize>) -> StreamBody {
         }
         None => empty_body(),
     }
+}
+
+/// An error in the envelope of registries of images.
+fn registry_error(status: StatusCode, body: &[u8]) -> Option<Error> {
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let message = answer["errors"][0]["message"].as_str()?;
+    let code = match status {
+        StatusCode::NOT_FOUND => Code::NotFound,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Code::Unauthorized,
+        status if status.is_server_error() => Code::ServiceUnavailable,
+        _ => Code::ValidationError,
+    };
+    Some(Error::new(code, message))
 }
 
 pub fn empty_body() -> StreamBody {

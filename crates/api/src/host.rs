@@ -102,6 +102,15 @@ pub struct ContainerConfig {
     /// Seconds between SIGTERM and SIGKILL.
     #[serde(default)]
     pub stop_timeout: u32,
+    /// Further groups of the user.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<u32>,
+    /// The polite signal, such as `SIGQUIT`; SIGTERM where it is empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stop_signal: String,
+    /// What the image says to run to know whether the job is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<types::ImageHealthcheck>,
 }
 
 /// A volume in a job.

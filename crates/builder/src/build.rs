@@ -17,6 +17,7 @@ use crate::{
     Builder,
     cage::CageError,
     disk::Disk,
+    dockerfile,
     failure::{Failure, Result},
     image::{self, Slug},
     output::{Output, size},
@@ -104,7 +105,134 @@ async fn clean(disk: Disk) {
     disk.close().await;
 }
 
+/// Builds with a Dockerfile, and has the registry make a release of it.
+pub async fn run_dockerfile(
+    build: Build<'_>,
+    branch: &str,
+    path: &str,
+    phases: &mut Phases,
+) -> Result<Release> {
+    let since = Instant::now();
+    let builder = build.builder;
+    let _slot = build.wait_for_slot().await?;
+    let stack = Stack::read(&builder.state)?;
+    let disk = tokio::select! {
+        disk = builder.disks.of(build.app.id) => disk?,
+        failure = build.stop.wanted() => return Err(failure),
+    };
+    let made = build.in_image_cage(&disk, &stack, path, since, phases).await;
+    tokio::spawn(clean(disk));
+    made?;
+    let since = Instant::now();
+    let procfile = build
+        .repo
+        .text(build.commit, "Procfile")
+        .await?
+        .unwrap_or_default();
+    let release = dockerfile::publish(
+        &build,
+        &builder.registry,
+        branch,
+        &dockerfile::procfile(&procfile),
+    )
+    .await?;
+    phases.add("image", since);
+    Ok(release)
+}
+
 impl Build<'_> {
+    /// What the commit and the app's environment tell about how to build it.
+    pub async fn looks(&self) -> Result<dockerfile::Looks> {
+        let previous = self.current_release().await?;
+        let names_one = previous.is_some_and(|release| release.env.contains_key("BUILDPACK_URL"));
+        Ok(dockerfile::Looks {
+            has_dockerfile: self.repo.text(self.commit, "Dockerfile").await?.is_some(),
+            names_buildpacks: names_one || self.repo.text(self.commit, ".buildpacks").await?.is_some(),
+            heroku_yml: self.repo.text(self.commit, "heroku.yml").await?,
+        })
+    }
+
+    async fn in_image_cage(
+        &self,
+        disk: &Disk,
+        stack: &Stack,
+        path: &str,
+        since: Instant,
+        phases: &mut Phases,
+    ) -> Result<()> {
+        let builder = self.builder;
+        self.out.step(format!("Building with {path}..."));
+        let workspace = Workspace::new(disk.root());
+        let previous = self.current_release().await?;
+        let env = previous
+            .as_ref()
+            .map(|release| release.env.clone())
+            .unwrap_or_default();
+        blocking({
+            let workspace = Workspace::new(disk.root());
+            move || Ok(workspace.prepare(&env)?)
+        })
+        .await?;
+        self.place_source(&workspace).await?;
+        phases.add("source", since);
+        let since = Instant::now();
+        let tools = dockerfile::PACKAGES.map(str::to_owned);
+        let tools = self.packages().trusted_layer(stack, Kind::Build, &tools).await?;
+        let image = stack.image_builder(&builder.controller, &tools).await?;
+        let mut resources = resources(previous.as_ref(), builder.limits.memory_bytes);
+        // Images are put together on the job's own disk.
+        let disk_bytes = ResourceLimit {
+            request: None,
+            limit: Some(i64::try_from(builder.disks.size_bytes()).unwrap_or(i64::MAX)),
+        };
+        resources.0.insert("temp_disk".into(), disk_bytes);
+        let job = dockerfile::job(
+            self,
+            &builder.registry,
+            &workspace,
+            image,
+            path,
+            resources.clone(),
+        );
+        let each = |line: Vec<u8>| {
+            if !is_farewell(&line) {
+                self.out.raw(line);
+            }
+        };
+        let exit = self.in_time(job, &each).await?;
+        phases.add("build", since);
+        match self.ended(exit, false)? {
+            Exit::Code(0) => Ok(()),
+            exit => Err(Failure::Refused(self.why(&exit, disk, &resources))),
+        }
+    }
+
+    /// A job to its end, its own or an early one.
+    async fn in_time(
+        &self,
+        job: NewJob,
+        each: &(dyn Fn(Vec<u8>) + Send + Sync),
+    ) -> Result<std::result::Result<Exit, CageError>> {
+        let builder = self.builder;
+        let ending = Shutdown::new();
+        let run = builder.cage.run(self.app.id, job, each, &ending);
+        tokio::pin!(run);
+        let early = tokio::select! {
+            ended = &mut run => return Ok(ended),
+            failure = self.stop.wanted() => failure,
+            _ = tokio::time::sleep(builder.limits.timeout) => {
+                let minutes = builder.limits.timeout.as_secs_f64() / 60.0;
+                Failure::refused([
+                    format!("Build took longer than {minutes:.0} min and was stopped."),
+                    "What has been cached is kept; pushing again continues from there.".into(),
+                ])
+            }
+        };
+        ending.cancel();
+        let _ = run.await;
+        Err(early)
+    }
+
     async fn wait_for_slot(&self) -> Result<tokio::sync::SemaphorePermit<'_>> {
         let builder = self.builder;
         if let Ok(slot) = builder.slots.try_acquire() {
@@ -251,23 +379,8 @@ impl Build<'_> {
                 None => self.out.raw(line),
             }
         };
-        let ending = Shutdown::new();
-        let run = builder.cage.run(self.app.id, job, &each, &ending);
-        tokio::pin!(run);
-        let early = tokio::select! {
-            ended = &mut run => return self.ended(ended, has_told.load(Ordering::Relaxed)),
-            failure = self.stop.wanted() => failure,
-            _ = tokio::time::sleep(builder.limits.timeout) => {
-                let minutes = builder.limits.timeout.as_secs_f64() / 60.0;
-                Failure::refused([
-                    format!("Build took longer than {minutes:.0} min and was stopped."),
-                    "What the packs have cached is kept; pushing again continues from there.".into(),
-                ])
-            }
-        };
-        ending.cancel();
-        let _ = run.await;
-        Err(early)
+        let ended = self.in_time(job, &each).await?;
+        self.ended(ended, has_told.load(Ordering::Relaxed))
     }
 
     fn ended(&self, ended: std::result::Result<Exit, CageError>, has_told: bool) -> Result<Exit> {

@@ -78,7 +78,13 @@ pub async fn create_release(
         .map_err(|error| Failure::of_controller("The release was not accepted", error))
 }
 
-pub async fn run(builder: &Builder, app: &App, release: &Release, built: &Built, out: &Output) -> Result<()> {
+pub async fn run(
+    builder: &Builder,
+    app: &App,
+    release: &Release,
+    has_release_phase: bool,
+    out: &Output,
+) -> Result<()> {
     let deploying = Deploying {
         builder,
         app,
@@ -86,7 +92,7 @@ pub async fn run(builder: &Builder, app: &App, release: &Release, built: &Built,
         release,
         out,
     };
-    if built.outcome.process_types.contains_key(RELEASE_PHASE) {
+    if has_release_phase {
         deploying.run_release_phase().await?;
     }
     let was_scaled = deploying.was_scaled().await?;

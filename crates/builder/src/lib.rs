@@ -21,6 +21,7 @@ mod build;
 mod cage;
 mod deploy;
 mod disk;
+mod dockerfile;
 mod failure;
 mod gzip;
 pub mod hook;
@@ -67,6 +68,10 @@ pub struct Config {
     pub controller: Endpoint,
     /// Whose keys may push.
     pub keys: Keys,
+    /// The registry of images, as this host reaches it; with the controller's key.
+    pub registry_url: String,
+    /// The registry's name for jobs, `images.DOMAIN:PORT`.
+    pub registry_host: String,
     /// The directory of packs, with the driver `build` in it.
     pub buildpacks: PathBuf,
     /// The program that makes a layer of Debian packages.
@@ -102,6 +107,7 @@ struct Builder {
     state: StateDir,
     controller: Controller,
     cage: Arc<dyn Cage>,
+    registry: dockerfile::Registry,
     keys: Keys,
     limits: Limits,
     buildpacks: PathBuf,
@@ -156,6 +162,14 @@ pub async fn run_with(
     let builder = Arc::new(Builder {
         host: config.host,
         controller: Controller::new(&config.controller)?,
+        registry: dockerfile::Registry {
+            client: api::Client::new(&Endpoint {
+                url: config.registry_url,
+                ..config.controller.clone()
+            })?,
+            host: config.registry_host,
+            tokens: daemon::AppTokens::new(&config.controller.key),
+        },
         cage,
         keys: config.keys,
         limits: Limits {

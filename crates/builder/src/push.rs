@@ -11,7 +11,7 @@ use types::App;
 use crate::{
     Builder,
     build::{self, Build},
-    deploy,
+    deploy, dockerfile,
     failure::{Failure, Result},
     hook::Question,
     output::Output,
@@ -39,6 +39,22 @@ impl Phases {
             .map(|(name, taken)| format!("{name} {:.1} s", taken.as_secs_f64()))
             .collect();
         format!("Took {:.1} s: {}", all.as_secs_f64(), parts.join(", "))
+    }
+}
+
+/// What came of a build.
+enum Made {
+    Built(Box<build::Built>),
+    /// An image that the registry has made a release of.
+    Release(Box<types::Release>),
+}
+
+impl Made {
+    fn has_release_phase(&self) -> bool {
+        match self {
+            Made::Built(built) => built.outcome.process_types.contains_key(release::RELEASE_PHASE),
+            Made::Release(_) => false,
+        }
     }
 }
 
@@ -97,7 +113,12 @@ pub async fn receive(
         out,
         stop,
     };
-    let built = build::run(build, &mut phases).await?;
+    let made = match dockerfile::choose(app, &build.looks().await?)? {
+        Some(path) => Made::Release(Box::new(
+            build::run_dockerfile(build, &branch, &path, &mut phases).await?,
+        )),
+        None => Made::Built(Box::new(build::run(build, &mut phases).await?)),
+    };
     stop.check()?;
 
     // From here on it goes on without the pusher: half a deployment would help nobody.
@@ -110,10 +131,14 @@ pub async fn receive(
             commit: commit.as_str(),
             branch: &branch,
         };
-        let release = deploy::create_release(&builder, &app, &built, &source).await?;
+        let has_release_phase = made.has_release_phase();
+        let release = match made {
+            Made::Release(release) => *release,
+            Made::Built(built) => deploy::create_release(&builder, &app, &built, &source).await?,
+        };
         phases.add("release", since);
         let since = Instant::now();
-        deploy::run(&builder, &app, &release, &built, &out).await?;
+        deploy::run(&builder, &app, &release, has_release_phase, &out).await?;
         phases.add("deploy", since);
         if let Err(error) = repo.set_head(&branch).await {
             tracing::warn!(error = format!("{error:#}"), "HEAD of a repository cannot be set");

@@ -33,6 +33,8 @@ const TOLERATED: [&str; 13] = [
     "missingTaggerEntry",
 ];
 
+/// A Procfile, a heroku.yml.
+const TEXT_BYTES_MAX: u64 = 1 << 20;
 /// Longest output of git that is kept as a value.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -279,6 +281,22 @@ impl Repo {
         }
         let listing = self.answer(&["ls-tree", "-r", "-z", commit]).await?;
         Ok(submodules_of(&listing.context("git ls-tree failed")?))
+    }
+
+    /// The text of a small file in the tree of `commit`, if it is there.
+    pub async fn text(&self, commit: &str, path: &str) -> Result<Option<String>> {
+        let object = format!("{commit}:{path}");
+        match self.answer(&["cat-file", "-s", &object]).await? {
+            Some(size)
+                if size
+                    .trim()
+                    .parse::<u64>()
+                    .is_ok_and(|size| size <= TEXT_BYTES_MAX) =>
+            {
+                self.answer(&["cat-file", "blob", &object]).await
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Makes `branch` the one that a clone checks out.

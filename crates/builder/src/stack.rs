@@ -91,6 +91,30 @@ impl Stack {
     }
 }
 
+impl Stack {
+    /// What Dockerfiles are built in: the build image with `extra` on top, as root.
+    pub async fn image_builder(&self, controller: &Controller, extra: &Layer) -> Result<ArtifactId> {
+        let mut layers = self.layers(Kind::Build).to_vec();
+        layers.push(extra.clone());
+        layers
+            .iter_mut()
+            .for_each(|layer| layer.media_type = Layer::EROFS.into());
+        let mut entrypoint = entrypoint(Kind::Build);
+        (entrypoint.uid, entrypoint.gid, entrypoint.cwd) = (Some(0), Some(0), "/".into());
+        entrypoint.env.insert("HOME".into(), "/root".into());
+        // SETPCAP because each step is given fewer rights than the cage has.
+        entrypoint.linux_capabilities = Some(vec!["CAP_SYS_ADMIN".into(), "CAP_SETPCAP".into()]);
+        let uri = format!("flynn://stack/{}/images/{}", self.recipe, extra.id);
+        create_artifact(
+            controller,
+            uri,
+            manifest(layers, Some(entrypoint)),
+            Default::default(),
+        )
+        .await
+    }
+}
+
 fn entrypoint(kind: Kind) -> Entrypoint {
     let env = [("HOME", "/app"), ("PATH", PATH), ("LANG", "C.UTF-8")];
     let args: &[&str] = match kind {
@@ -106,6 +130,7 @@ fn entrypoint(kind: Kind) -> Entrypoint {
         linux_capabilities: None,
         uid: Some(APP_ID),
         gid: Some(APP_ID),
+        ..Entrypoint::default()
     }
 }
 
@@ -171,6 +196,11 @@ impl Packages<'_> {
         if packages.is_empty() {
             return Ok(None);
         }
+        self.check_known(packages)?;
+        self.trusted_layer(stack, kind, packages).await.map(Some)
+    }
+
+    fn check_known(&self, packages: &[String]) -> Result<()> {
         let known = known_packages(self.buildpacks)?;
         if let Some(unknown) = packages.iter().find(|name| !known.contains(*name)) {
             let shown: String = unknown.chars().filter(|c| !c.is_control()).take(80).collect();
@@ -181,6 +211,11 @@ impl Packages<'_> {
                 "A pack of your own can bring what it needs along in its bin/compile.".into(),
             ]));
         }
+        Ok(())
+    }
+
+    /// Of packages that the platform itself asks for.
+    pub async fn trusted_layer(&self, stack: &Stack, kind: Kind, packages: &[String]) -> Result<Layer> {
         let base: Vec<_> = stack.layers(kind).iter().map(|layer| layer.id.as_str()).collect();
         let mut command = Command::new(self.program);
         command
@@ -197,7 +232,7 @@ impl Packages<'_> {
             .parse()
             .map_err(|_| anyhow::anyhow!("{} named no layer", self.program.display()))?;
         let length_bytes = std::fs::metadata(self.state.layers().join(format!("{digest}.erofs")))?.len();
-        Ok(Some(Layer::erofs(&digest, length_bytes)))
+        Ok(Layer::erofs(&digest, length_bytes))
     }
 
     /// The last line that the program prints; the others are shown.

@@ -136,8 +136,8 @@ pub struct Limits {
     pub open_files_max: Option<u64>,
 }
 
-/// Which system calls are let through. None of them lets mounts, namespaces, keyrings, BPF or
-/// kernel modules through.
+/// Which system calls are let through. None of them lets keyrings, BPF or kernel modules through, and only
+/// that for images mounts and namespaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompProfile {
@@ -145,6 +145,8 @@ pub enum SeccompProfile {
     Default,
     /// In addition what package builds do: any `personality`, NUMA calls in test suites.
     Builder,
+    /// In addition what building images takes: mounts and namespaces within the container's own.
+    Images,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -104,6 +104,9 @@ pub fn host_job(state: &State, job: &Job) -> Option<HostJob> {
             tty_size: one_off.and_then(|one_off| one_off.tty),
             wait_for_attach: one_off.is_some_and(|one_off| one_off.attached),
             stop_timeout: process.stop_timeout.unwrap_or(STOP_TIMEOUT_S),
+            groups: entrypoint.groups.clone(),
+            stop_signal: entrypoint.stop_signal.clone(),
+            healthcheck: entrypoint.healthcheck.clone().filter(|_| one_off.is_none()),
         },
         profiles: one_off.map(profiles).unwrap_or_default(),
     })
@@ -135,7 +138,11 @@ pub fn args(state: &State, job: &Job) -> Vec<String> {
             .processes
             .get(&job.process_type)
             .map(|process| process.args.clone())
-            .unwrap_or_default(),
+            .filter(|args| !args.is_empty())
+            .unwrap_or_else(|| {
+                let artifacts = release.artifacts.iter().filter_map(|id| state.artifacts.get(id));
+                entrypoint(artifacts.map(AsRef::as_ref)).args
+            }),
         (None, None) => vec![],
     }
 }
@@ -202,8 +209,16 @@ fn entrypoint<'a>(artifacts: impl Iterator<Item = &'a Artifact>) -> Entrypoint {
         if !entry.cwd.is_empty() {
             all.cwd = entry.cwd.clone();
         }
+        all.groups = match entry.uid {
+            Some(_) => entry.groups.clone(),
+            None => all.groups,
+        };
         all.uid = entry.uid.or(all.uid);
         all.gid = entry.gid.or(all.gid);
+        if !entry.stop_signal.is_empty() {
+            all.stop_signal = entry.stop_signal.clone();
+        }
+        all.healthcheck = entry.healthcheck.clone().or(all.healthcheck);
         all.linux_capabilities = entry.linux_capabilities.clone().or(all.linux_capabilities);
     }
     all

@@ -17,6 +17,8 @@ mod events;
 mod failure;
 mod git;
 mod habits;
+mod image_archive;
+mod images;
 mod output;
 mod terminal;
 mod why;

@@ -146,6 +146,19 @@ pub fn exact(duration: Duration) -> String {
 
 const UNITS: [&str; 6] = ["B", "KB", "MB", "GB", "TB", "PB"];
 
+/// Bytes as Docker's tools and the original show them: `111.58 MB`.
+pub fn size(bytes: u64) -> String {
+    let (mut size, mut unit) = (bytes as f64, 0);
+    while size >= 1024.0 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes} B"),
+        _ => format!("{size:.2} {}", UNITS[unit]),
+    }
+}
+
 /// A limit as it is shown: `512MB`, or the number for what is not counted in bytes.
 pub fn limit(name: &str, value: i64) -> String {
     if !is_in_bytes(name) {

@@ -32,6 +32,8 @@ pub struct Config {
     pub cluster: SocketAddr,
     /// By which others reach this host, `IP` or `IP:PORT`; found out where it is not given.
     pub address: String,
+    /// The registry of images.
+    pub registry: SocketAddr,
     pub discoverd_port: u16,
     /// The port of names, on the gateway of the host's jobs.
     pub dns_port: u16,
@@ -47,6 +49,25 @@ pub struct Config {
     pub ca_bundle: PathBuf,
     pub uid_base: u32,
     pub builds: Builds,
+    pub images: Images,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Images {
+    /// Of one layer, as it is pushed.
+    pub layer_bytes_max: u64,
+    /// What pushes leave free of the disk that the state is on.
+    pub disk_reserve_bytes: u64,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Images {
+            layer_bytes_max: 10 << 30,
+            disk_reserve_bytes: 1 << 30,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -101,6 +122,7 @@ impl Default for Config {
             git: loopback(1114),
             cluster: any(1115),
             address: String::new(),
+            registry: loopback(1116),
             discoverd_port: 1111,
             dns_port: 53,
             network: Network::default(),
@@ -112,6 +134,7 @@ impl Default for Config {
             ca_bundle: "/etc/ssl/certs/ca-certificates.crt".into(),
             uid_base: 1 << 24,
             builds: Builds::default(),
+            images: Images::default(),
         }
     }
 }

@@ -47,6 +47,7 @@ pub async fn run(config: Config) -> Result<()> {
     let host_listener = server::listen(config.host_api).await?;
     let git_listener = server::listen(config.git).await?;
     let cluster_listener = server::listen(config.cluster).await?;
+    let registry_listener = server::listen(config.registry).await?;
 
     let endpoint = Endpoint {
         url: format!("http://{}", controller_listener.local_addr()?),
@@ -96,9 +97,15 @@ pub async fn run(config: Config) -> Result<()> {
             system_routes: vec![
                 route("controller", &controller_listener)?,
                 route("git", &git_listener)?,
+                route("images", &registry_listener)?,
+                // The original's name for what `docker push` talks to.
+                route("docker", &registry_listener)?,
             ],
             logs: Arc::new(logs.clone()),
-            forget: vec![Arc::new(ForgetBuilds { state: state.clone() })],
+            forget: vec![
+                Arc::new(ForgetBuilds { state: state.clone() }),
+                Arc::new(crate::images::Forget { state: state.clone() }),
+            ],
             discoverd: Some(Endpoint {
                 url: format!("http://127.0.0.1:{}", config.discoverd_port),
                 key: secrets.internal_key.clone(),
@@ -148,11 +155,14 @@ pub async fn run(config: Config) -> Result<()> {
         dns_port: config.dns_port,
         http_port: config.discoverd_port,
     };
+    let registry = crate::images::config(&config, &secrets, endpoint.clone())?;
     let builder = builder::Config {
         host,
         state: state.clone(),
         controller: endpoint,
         keys: secrets.keys(),
+        registry_url: format!("http://{}", registry_listener.local_addr()?),
+        registry_host: format!("images.{}:{}", config.domain, config.https_port()),
         buildpacks: config.buildpacks.clone(),
         package_layer: config.package_layer.clone(),
         hook: std::env::current_exe().context("cannot find this program's own file")?,
@@ -185,6 +195,7 @@ pub async fn run(config: Config) -> Result<()> {
     // It serves until the lead has been handed over, which other hosts have a word in.
     let port_shutdown = daemon::Shutdown::new();
     let port = tokio::spawn(network.run(cluster_listener, port_shutdown.clone()));
+    tasks.spawn(registry::run(registry, registry_listener, shutdown.clone()));
     let logging = tokio::spawn(logs.run(shipper, shutdown.clone()));
     let stopped = store.clone();
     tasks.spawn(async move { anyhow::bail!("the store has stopped: {}", stopped.stopped().await) });

@@ -8,8 +8,10 @@ mod backup;
 mod cluster;
 mod config;
 mod daemon_command;
+mod df;
 mod format;
 mod host_client;
+mod images;
 mod keeper;
 mod log_sink;
 mod operate;
@@ -190,6 +192,12 @@ enum Command {
         #[command(subcommand)]
         command: volumes::Command,
     },
+    /// Print what takes how much of this host's disk
+    Df {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the version
     Version,
     /// Bring back a cluster from a backup, on a machine where none is
@@ -225,6 +233,9 @@ enum Command {
     /// Called by git when somebody pushes
     #[command(hide = true)]
     GitHook,
+    /// Called by the registry for each layer of an image
+    #[command(hide = true)]
+    ConvertLayer { limits: String, jail: PathBuf },
 }
 
 #[derive(Subcommand)]
@@ -246,6 +257,9 @@ fn main() -> ExitCode {
     };
     if matches!(cli.command, Command::GitHook) {
         return builder::hook::main();
+    }
+    if let Command::ConvertLayer { limits, jail } = &cli.command {
+        return registry::convert_layer(limits, jail);
     }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -306,13 +320,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 command: LogSinkCommand::List { host, json },
             } => log_sink::list(&config, host.as_deref(), json).await,
             Command::Volume { command } => volumes::run(&config, command).await,
+            Command::Df { json } => df::run(&config, json),
             Command::CliAdd => operate::cli_add_command(&config),
             Command::Restore { file } => restore::run(&config, &file).await,
             Command::Update { programs, timeout } => {
                 update::run(&config, &programs, std::time::Duration::from_secs(timeout)).await
             }
             Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
-            Command::Version | Command::GitHook => unreachable!("handled before the configuration is read"),
+            Command::Version | Command::GitHook | Command::ConvertLayer { .. } => {
+                unreachable!("handled before the configuration is read")
+            }
         }
     })
 }

@@ -114,7 +114,7 @@ impl State {
         releases
     }
 
-    /// Of the app's inactive releases made by git, keeps those with the newest distinct images, as
+    /// Of the app's inactive releases made by pushes, keeps those with the newest distinct images, as
     /// many as the app's metadata say. Gives what it deleted.
     pub(crate) fn collect_releases(&mut self, at: Timestamp, id: AppId) -> Result<Vec<ReleaseId>, Rejection> {
         let app = self.require_app(id)?;
@@ -136,7 +136,7 @@ impl State {
         };
         let mut inactive: Vec<_> = self
             .releases_of(id)
-            .filter(|release| release.meta.get("git").is_some_and(|git| git == "true"))
+            .filter(|release| is_of_push(release))
             .filter(|release| !is_active(release))
             .cloned()
             .collect();
@@ -305,6 +305,13 @@ impl State {
         };
         release.artifacts.iter().rev().find(is_own).copied()
     }
+}
+
+/// Made by `git push`, or of an image that was pushed.
+fn is_of_push(release: &Release) -> bool {
+    ["git", "docker-receive"]
+        .iter()
+        .any(|name| release.meta.get(*name).is_some_and(|value| value == "true"))
 }
 
 fn is_our_own(artifact: &Artifact) -> bool {

@@ -125,6 +125,33 @@ pub struct Entrypoint {
     pub uid: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+    /// Addition: further groups of the user.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<u32>,
+    /// Addition: the polite signal, such as `SIGQUIT`; SIGTERM where it is empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stop_signal: String,
+    /// Addition: a command whose success says that a job is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<ImageHealthcheck>,
+}
+
+/// The health check that an image brings along. Durations are in nanoseconds; 0 is the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ImageHealthcheck {
+    pub args: Vec<String>,
+    /// 30 s by default.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interval: i64,
+    /// 30 s by default.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub timeout: i64,
+    /// Failures in this time after the start do not count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub start_period: i64,
+    /// Failures in a row after which the job is down; 3 by default.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: i64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]

@@ -32,7 +32,9 @@ mod time;
 mod volume;
 
 pub use app::{App, DEFAULT_DEPLOY_TIMEOUT_S, META_GC_RELEASES_MAX, Strategy};
-pub use artifact::{Artifact, ArtifactType, Digest, Entrypoint, ImageManifest, Layer, Platform, Rootfs};
+pub use artifact::{
+    Artifact, ArtifactType, Digest, Entrypoint, ImageHealthcheck, ImageManifest, Layer, Platform, Rootfs,
+};
 pub use backup::{BackupStatus, ClusterBackup};
 pub use deployment::{Deployment, DeploymentStatus};
 pub use domain::{DomainMigration, TlsCert};

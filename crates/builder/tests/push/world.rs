@@ -335,6 +335,8 @@ impl World {
                 trust: Trust::System,
             },
             keys: Keys::new([(KEY, Principal::User)]),
+            registry_url: "http://127.0.0.1:1".into(),
+            registry_host: "images.flynn.test".into(),
             buildpacks: dir.path().join("packs"),
             package_layer,
             hook: env!("CARGO_BIN_EXE_builder-git-hook").into(),

@@ -19,7 +19,9 @@ use crate::{
 
   $ flynn create shop
   Created shop
-  $ git push flynn main")]
+  $ git push flynn main
+
+  $ flynn create --image docker.io/library/nginx web")]
 pub struct Args {
     /// Name of the git remote to create, empty for none
     #[arg(short, long, default_value = "flynn")]
@@ -27,6 +29,11 @@ pub struct Args {
     /// Replace a git remote of this name without asking
     #[arg(short, long)]
     yes: bool,
+    /// Deploy this image of another registry
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    #[command(flatten)]
+    credentials: super::image::Credentials,
     name: Option<String>,
 }
 
@@ -54,6 +61,15 @@ impl Args {
                     app.name
                 ))
             })?;
+        }
+        if let Some(image) = self.image {
+            super::image::pull(context, &app.name, image, self.credentials)
+                .await
+                .map_err(|failure| {
+                    let again = format!("the app exists; `flynn -a {} image pull …` tries again", app.name);
+                    let hint = [failure.hint.as_str(), &again].join("\n");
+                    failure.with_hint(hint.trim_start())
+                })?;
         }
         Ok(())
     }

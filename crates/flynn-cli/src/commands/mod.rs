@@ -1,16 +1,19 @@
 //! One file per command: its arguments with their help, and what it does.
 
 pub mod apps;
+pub mod build;
 pub mod cluster;
 pub mod cluster_backup;
 pub mod completions;
 pub mod create;
 pub mod delete;
 pub mod deployment;
+pub mod docker;
 pub mod env;
 pub mod exec;
 pub mod export;
 pub mod git_credentials;
+pub mod image;
 pub mod import;
 pub mod info;
 pub mod kill;
@@ -67,6 +70,9 @@ pub async fn run(command: Command, context: &Context) -> Result<i32> {
         Command::Export(args) => args.run(context).await,
         Command::Import(args) => args.run(context).await,
         Command::Remote(args) => args.run(context).await,
+        Command::Build(args) => args.run(context).await,
+        Command::Docker(args) => args.run(context).await,
+        Command::Image(args) => args.run(context).await,
         Command::GitCredentials(args) => args.run(),
         Command::Completions(args) => args.run(),
         Command::Man(args) => args.run(),

@@ -139,6 +139,13 @@ const BUILDER: &[libc::c_long] = calls! {
     SYS_personality SYS_get_mempolicy SYS_set_mempolicy SYS_mbind SYS_kcmp
 };
 
+/// What runs the steps of a Dockerfile does, as root of the container's user namespace: the kernel lets it
+/// mount only what such a root may, and nothing outside of the container sees it.
+#[rustfmt::skip]
+const IMAGES: &[libc::c_long] = calls! {
+    SYS_mount SYS_umount2 SYS_unshare SYS_setns SYS_pivot_root SYS_sethostname SYS_setdomainname
+};
+
 /// Calls newer than the C library's table, by number: the same on every architecture.
 const NEWER: &[libc::c_long] = &[
     451, /* cachestat */
@@ -166,10 +173,19 @@ fn verdicts(profile: SeccompProfile) -> Vec<Verdict> {
         libc::SYS_socket,
         Verdict::AllowFirst(ADDRESS_FAMILIES, libc::EAFNOSUPPORT),
     );
-    if profile == SeccompProfile::Builder {
+    if matches!(profile, SeccompProfile::Builder | SeccompProfile::Images) {
         for number in BUILDER {
             set(*number, Verdict::Allow);
         }
+    }
+    if profile == SeccompProfile::Images {
+        for number in IMAGES {
+            set(*number, Verdict::Allow);
+        }
+        // A further user namespace would have more rights than this one.
+        let further = (libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as u32;
+        set(libc::SYS_clone, Verdict::AllowWithoutBits(further));
+        set(libc::SYS_unshare, Verdict::AllowWithoutBits(further));
     }
     verdicts
 }
@@ -364,6 +380,19 @@ mod tests {
             for family in [libc::AF_ALG, libc::AF_VSOCK, libc::AF_PACKET, libc::AF_BLUETOOTH] {
                 assert_eq!(socket(family), errno(libc::EAFNOSUPPORT));
             }
+        }
+    }
+
+    #[test]
+    fn builds_of_images_may_mount_and_no_more() {
+        let images = |number, first: i32| call(SeccompProfile::Images, number, first as u32);
+        assert_eq!(images(libc::SYS_mount, 0), ALLOW);
+        assert_eq!(images(libc::SYS_unshare, libc::CLONE_NEWNS), ALLOW);
+        assert_eq!(images(libc::SYS_unshare, libc::CLONE_NEWUSER), errno(libc::EPERM));
+        for number in
+            calls! { SYS_bpf SYS_keyctl SYS_fsopen SYS_open_by_handle_at SYS_init_module SYS_reboot }
+        {
+            assert_eq!(images(*number, 0), errno(libc::EPERM), "{number}");
         }
     }
 
