@@ -127,3 +127,5 @@ mod collecting;
 mod resources;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod volumes;
