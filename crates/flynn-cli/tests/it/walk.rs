@@ -87,6 +87,9 @@ fn a_command_line_that_cannot_be_understood_exits_with_1() {
     insta::assert_snapshot!(bench.transcript(&[
         "nosuchcmd",
         "sclae",
+        "pg psql",
+        "login",
+        "install",
         "route nosuchverb",
         "apps --nosuchoption",
         "kill",
