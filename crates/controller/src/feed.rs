@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use api::{host::ServiceView, sse};
+use api::{
+    host::{ServiceView, ServicesView},
+    sse,
+};
 use bytes::Bytes;
 use routing::feed::{Backend, Certificate, HttpRoute, Route, Service, Snapshot, TcpRoute, Update};
 use state::State;
@@ -352,7 +355,11 @@ pub fn follow_services(controller: Controller) -> impl futures::Stream<Item = By
         |(controller, mut changes, mut sent)| async move {
             loop {
                 changes.borrow_and_update();
-                let services = services(&controller.state());
+                let state = controller.state();
+                let services = ServicesView {
+                    domains: domains(&state, &controller.config),
+                    services: services(&state),
+                };
                 if sent.as_ref() != Some(&services) {
                     let message = sse::message(&services);
                     sent = Some(services);
@@ -364,6 +371,12 @@ pub fn follow_services(controller: Controller) -> impl futures::Stream<Item = By
             }
         },
     )
+}
+
+fn domains(state: &State, config: &Config) -> Vec<String> {
+    let former = domain::former(state, config).into_iter();
+    let all = [domain::current(state, config)].into_iter().chain(former);
+    all.map(|domain| domain.name).collect()
 }
 
 fn services(state: &State) -> Vec<ServiceView> {

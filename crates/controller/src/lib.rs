@@ -27,6 +27,7 @@ mod host_job;
 mod hosts;
 mod http;
 mod leading;
+mod manifests;
 mod membership;
 mod merged_log;
 mod names;

@@ -86,7 +86,7 @@ pub fn router(controller: Controller) -> Router {
         .route("/apps/{app}/jobs/{job}/exec", post(jobs::exec))
         .route("/active-jobs", get(jobs::active))
         .route("/routes", get(routes::all))
-        .route("/apps/{app}/routes", get(routes::list).post(routes::create))
+        .route("/apps/{app}/routes", get(routes::list).post(routes::post))
         .route(
             "/apps/{app}/routes/{kind}/{route}",
             get(routes::get).put(routes::update).delete(routes::delete),
