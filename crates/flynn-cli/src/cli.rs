@@ -78,6 +78,7 @@ pub enum Command {
     Env(commands::env::Args),
     Limit(commands::limit::Args),
     Meta(commands::meta::Args),
+    Link(commands::link::Args),
     Route(commands::route::Args),
     Release(commands::release::Args),
     Deployment(commands::deployment::Args),

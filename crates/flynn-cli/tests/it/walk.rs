@@ -162,6 +162,27 @@ fn metadata_is_changed_key_by_key() {
 }
 
 #[test]
+fn an_app_is_linked_to_others_and_they_are_listed() {
+    let fake = Fake::start();
+    let bench = Bench::of(&fake);
+    fake.deployed_app("shop");
+    insta::assert_snapshot!(bench.transcript(&[
+        "create --remote= database",
+        "-a shop link",
+        "-a shop link databse",
+        "-a shop link shop",
+        "-a shop link database",
+        "-a shop link",
+        "-a database link",
+        "-a shop meta set other=kept",
+        "-a shop link shop --remove",
+        "-a shop link database --remove",
+        "-a shop meta",
+        "-a shop link --remove",
+    ]));
+}
+
+#[test]
 fn programs_can_read_all_help_and_people_all_manual_pages() {
     let bench = Bench::empty();
     let output = bench.flynn(&["help", "--json"]).output().unwrap();
