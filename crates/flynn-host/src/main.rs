@@ -11,6 +11,7 @@ mod daemon_command;
 mod format;
 mod host_client;
 mod keeper;
+mod lab;
 mod log_sink;
 mod operate;
 mod restore;
@@ -222,6 +223,11 @@ enum Command {
         #[arg(long)]
         remove_state: bool,
     },
+    /// Try a whole cluster on this machine: hosts in namespaces, power cuts, partitions
+    Lab(lab::LabArgs),
+    /// The first process of a lab's host
+    #[command(hide = true)]
+    LabInit { inside: String },
     /// Called by git when somebody pushes
     #[command(hide = true)]
     GitHook,
@@ -247,6 +253,12 @@ fn main() -> ExitCode {
     if matches!(cli.command, Command::GitHook) {
         return builder::hook::main();
     }
+    if let Command::LabInit { inside } = &cli.command {
+        return lab::inside::main(inside);
+    }
+    if matches!(cli.command, Command::Lab(_)) {
+        return run_lab(cli);
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -254,6 +266,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_lab(cli: Cli) -> ExitCode {
+    let Command::Lab(args) = cli.command else {
+        unreachable!("only called for labs")
+    };
+    Config::load(&cli.config)
+        .and_then(|config| lab::run(args, config))
+        .unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        })
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
@@ -312,7 +336,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 update::run(&config, &programs, std::time::Duration::from_secs(timeout)).await
             }
             Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
-            Command::Version | Command::GitHook => unreachable!("handled before the configuration is read"),
+            Command::Version | Command::GitHook | Command::Lab(_) | Command::LabInit { .. } => {
+                unreachable!("handled before the configuration is read")
+            }
         }
     })
 }
