@@ -32,7 +32,7 @@ mod membership;
 mod merged_log;
 mod names;
 mod network_map;
-mod planner;
+pub mod planner;
 mod preview;
 mod providers;
 mod routers;

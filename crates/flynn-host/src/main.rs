@@ -8,6 +8,7 @@ mod backup;
 mod cluster;
 mod config;
 mod daemon_command;
+mod drain;
 mod format;
 mod host_client;
 mod keeper;
@@ -223,6 +224,22 @@ enum Command {
         #[arg(long)]
         remove_state: bool,
     },
+    /// Move a host's jobs elsewhere, before it is switched off
+    ///
+    /// Returns when they are gone. Each ends when another serves in its place; jobs whose volumes are on the host
+    /// stay, and one-off jobs run to their end.
+    ///
+    /// Example:
+    ///   $ flynn-host drain host2
+    #[command(verbatim_doc_comment)]
+    Drain {
+        host: String,
+        /// Seconds to wait for jobs to leave
+        #[arg(long, default_value_t = 300)]
+        timeout: u64,
+    },
+    /// Let jobs be started on a host again
+    Undrain { host: String },
     /// Try a whole cluster on this machine: hosts in namespaces, power cuts, partitions
     Lab(lab::LabArgs),
     /// The first process of a lab's host
@@ -330,6 +347,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 command: LogSinkCommand::List { host, json },
             } => log_sink::list(&config, host.as_deref(), json).await,
             Command::Volume { command } => volumes::run(&config, command).await,
+            Command::Drain { host, timeout } => {
+                drain::drain(&config, &host, std::time::Duration::from_secs(timeout)).await
+            }
+            Command::Undrain { host } => drain::undrain(&config, &host).await,
             Command::CliAdd => operate::cli_add_command(&config),
             Command::Restore { file } => restore::run(&config, &file).await,
             Command::Update { programs, timeout } => {

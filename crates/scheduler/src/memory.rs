@@ -76,11 +76,15 @@ impl Memory {
         for change in before.hosts.diff(&cluster.hosts) {
             self.attend_to_host(sides(change).0);
         }
+        self.taken.retain(|_, slot| *slot != Slot::default());
         self.cluster = cluster.clone();
     }
 
     fn attend_to_app(&mut self, app: AppId, cluster: &Cluster) {
-        let (first, last) = ((app, ReleaseId(types::Uuid::nil())), (app, ReleaseId(types::Uuid::max())));
+        let (first, last) = (
+            (app, ReleaseId(types::Uuid::nil())),
+            (app, ReleaseId(types::Uuid::max())),
+        );
         let formations = cluster.formations.range(first..=last).map(|(key, _)| *key);
         let groups = self.groups.range(first..=last).map(|(key, _)| *key);
         self.attention.extend(formations.chain(groups));
@@ -90,7 +94,9 @@ impl Memory {
     /// find another.
     pub fn attend_to_host(&mut self, host: &HostId) {
         let here = self.running.get(&Some(host.clone()));
-        let keys = here.into_iter().flat_map(|jobs| jobs.values().filter_map(|job| key_of(job)));
+        let keys = here
+            .into_iter()
+            .flat_map(|jobs| jobs.values().filter_map(|job| key_of(job)));
         self.attention.extend(keys);
         self.attention.extend(self.by_hosts.iter().copied());
     }
@@ -107,8 +113,10 @@ impl Memory {
         match key_of(job) {
             Some(key) => {
                 self.attention.insert(key);
-                self.apps_of_releases.entry(key.1).or_default().insert(key.0);
-                let types = self.groups.entry(key).or_default();
+                let types = self.groups.entry(key).or_insert_with(|| {
+                    self.apps_of_releases.entry(key.1).or_default().insert(key.0);
+                    BTreeMap::new()
+                });
                 match types.get_mut(&job.process_type) {
                     Some(members) => drop(members.insert(job.id, job.clone())),
                     None => {
@@ -139,7 +147,9 @@ impl Memory {
         self.strays.remove(&job.id);
         let Some(key) = key_of(job) else { return };
         self.attention.insert(key);
-        let Some(types) = self.groups.get_mut(&key) else { return };
+        let Some(types) = self.groups.get_mut(&key) else {
+            return;
+        };
         if let Some(members) = types.get_mut(&job.process_type) {
             members.remove(&job.id);
             if members.is_empty() {
@@ -174,7 +184,7 @@ impl Memory {
         let jobs = of_groups.flat_map(|(_, members)| members.values());
         let one_offs = self.one_offs.values().filter(|job| job.release == Some(id));
         for job in jobs.chain(one_offs).filter(|job| job.state != JobState::Down) {
-            let was_counted_before = before.jobs.get(&job.id).is_some_and(|old| Arc::ptr_eq(old, job));
+            let was_counted_before = before.jobs.get(&job.id) == Some(job);
             if let Some(slot) = job.host.as_ref().and_then(|host| self.taken.get_mut(host))
                 && was_counted_before
             {
@@ -194,10 +204,7 @@ pub(crate) fn key_of(job: &Job) -> Option<FormationKey> {
 }
 
 fn is_running(job: &Job) -> bool {
-    matches!(
-        job.state,
-        JobState::Starting | JobState::Up | JobState::Stopping
-    )
+    matches!(job.state, JobState::Starting | JobState::Up | JobState::Stopping)
 }
 
 fn sides<'x, K, V>(change: DiffItem<'x, 'x, K, V>) -> (&'x K, Option<&'x V>, Option<&'x V>) {

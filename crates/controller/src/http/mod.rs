@@ -14,6 +14,7 @@ pub mod error;
 mod events;
 mod formation_stream;
 mod formations;
+mod hosts;
 mod internal;
 mod job_update;
 mod jobs;
@@ -125,6 +126,7 @@ pub fn router(controller: Controller) -> Router {
         .route("/apps/{app}/dry-run", post(dry_run::create))
         .route("/layers/{digest}", get(layers::get).put(layers::put))
         .route("/hosts", get(status::hosts))
+        .route("/hosts/{host}/drain", put(hosts::drain).delete(hosts::undrain))
         .route("/.well-known/status", get(status::status))
         .layer(from_fn_with_state(keys.clone(), daemon::auth::require_key));
     let parts = Router::new()
