@@ -146,16 +146,21 @@ fn compare_counted<'a>(
     };
     let (mut fitting, mut misplaced): (Vec<&Job>, Vec<&Job>) = active.into_iter().partition(fits);
 
-    let serving = fitting.iter().filter(|job| surplus::serves(index, job)).count();
-    let misplaced_kept = count.saturating_sub(serving).min(misplaced.len());
-    surplus::sort(index, &mut misplaced);
-    misplaced.truncate(misplaced.len() - misplaced_kept);
-
     let holes = count.saturating_sub(fitting.len());
-    surplus::sort(index, &mut fitting);
-    fitting.truncate(fitting.len().saturating_sub(count));
-    fitting.extend(misplaced);
-    (fitting, vec![None; holes])
+    if !misplaced.is_empty() {
+        let serving = fitting.iter().filter(|job| surplus::serves(index, job)).count();
+        let misplaced_kept = count.saturating_sub(serving).min(misplaced.len());
+        surplus::sort(index, &mut misplaced);
+        misplaced.truncate(misplaced.len() - misplaced_kept);
+    }
+    let mut unwanted = misplaced;
+    if fitting.len() > count {
+        surplus::sort(index, &mut fitting);
+        fitting.truncate(fitting.len() - count);
+        fitting.append(&mut unwanted);
+        unwanted = fitting;
+    }
+    (unwanted, vec![None; holes])
 }
 
 fn compare_omni<'a>(index: &Index<'a>, active: &[&'a Job], want: &Want) -> (Vec<&'a Job>, Vec<Hole<'a>>) {

@@ -115,8 +115,15 @@ impl<'a> Index<'a> {
     }
 
     fn find_lost(&mut self) {
-        for (host, jobs) in &self.memory.running {
-            if let Some(why) = self.why_lost(host.as_ref()) {
+        let memory = self.memory;
+        let by_host = memory
+            .by_host
+            .iter()
+            .map(|(host, here)| (Some(host), &here.running));
+        for (host, jobs) in by_host.chain([(None, &memory.homeless)]) {
+            if !jobs.is_empty()
+                && let Some(why) = self.why_lost(host)
+            {
                 let lost = jobs.iter().map(|(id, job)| (*id, (&**job, why.clone())));
                 self.lost.extend(lost);
             }

@@ -32,18 +32,24 @@ pub(crate) struct Memory {
     pub cluster: Cluster,
     pub groups: BTreeMap<FormationKey, BTreeMap<String, Members>>,
     apps_of_releases: BTreeMap<ReleaseId, BTreeSet<AppId>>,
-    /// Jobs that run, by the host that they run on.
-    pub running: BTreeMap<Option<HostId>, Members>,
+    pub by_host: BTreeMap<HostId, OnHost>,
+    /// Jobs that run and have no host.
+    pub homeless: Members,
     /// One-off jobs that have not ended.
     pub one_offs: Members,
     /// Jobs without release and without being one-off: nobody can have wanted them.
     pub strays: Members,
-    /// What jobs that have not ended take of each host.
-    pub taken: BTreeMap<HostId, Slot>,
     /// Formations that are not yet as they should be, or that something has happened to.
     pub attention: BTreeSet<FormationKey>,
     /// Formations that depend on which hosts there are: with omni types, or with tags.
     pub by_hosts: BTreeSet<FormationKey>,
+}
+
+#[derive(Default)]
+pub(crate) struct OnHost {
+    pub running: Members,
+    /// What jobs that have not ended take of it.
+    pub taken: Slot,
 }
 
 impl Memory {
@@ -76,7 +82,8 @@ impl Memory {
         for change in before.hosts.diff(&cluster.hosts) {
             self.attend_to_host(sides(change).0);
         }
-        self.taken.retain(|_, slot| *slot != Slot::default());
+        self.by_host
+            .retain(|_, here| !here.running.is_empty() || here.taken != Slot::default());
         self.cluster = cluster.clone();
     }
 
@@ -93,22 +100,23 @@ impl Memory {
     /// Something is another way with a host: what runs on it may have to go, and what goes by hosts may
     /// find another.
     pub fn attend_to_host(&mut self, host: &HostId) {
-        let here = self.running.get(&Some(host.clone()));
-        let keys = here
-            .into_iter()
-            .flat_map(|jobs| jobs.values().filter_map(|job| key_of(job)));
+        let here = self.by_host.get(host).into_iter();
+        let keys = here.flat_map(|here| here.running.values().filter_map(|job| key_of(job)));
         self.attention.extend(keys);
         self.attention.extend(self.by_hosts.iter().copied());
     }
 
     fn add(&mut self, job: &Arc<Job>, releases: &Table<ReleaseId, Release>) {
-        if is_running(job) {
-            let here = self.running.entry(job.host.clone()).or_default();
-            here.insert(job.id, job.clone());
-        }
-        if let Some(host) = job.host.as_ref().filter(|_| job.state != JobState::Down) {
-            let need = Need::of_job(releases, job);
-            self.taken.entry(host.clone()).or_default().add(need);
+        match &job.host {
+            Some(host) if job.state != JobState::Down => {
+                let here = self.by_host.entry(host.clone()).or_default();
+                here.taken.add(Need::of_job(releases, job));
+                if is_running(job) {
+                    here.running.insert(job.id, job.clone());
+                }
+            }
+            None if is_running(job) => drop(self.homeless.insert(job.id, job.clone())),
+            _ => {}
         }
         match key_of(job) {
             Some(key) => {
@@ -132,17 +140,13 @@ impl Memory {
     }
 
     fn remove(&mut self, job: &Job, releases: &Table<ReleaseId, Release>) {
-        if let Some(here) = self.running.get_mut(&job.host) {
-            here.remove(&job.id);
-            if here.is_empty() {
-                self.running.remove(&job.host);
-            }
-        }
-        if let Some(host) = job.host.as_ref().filter(|_| job.state != JobState::Down)
-            && let Some(slot) = self.taken.get_mut(host)
+        if let Some(here) = job.host.as_ref().and_then(|host| self.by_host.get_mut(host))
+            && job.state != JobState::Down
         {
-            slot.subtract(Need::of_job(releases, job));
+            here.taken.subtract(Need::of_job(releases, job));
+            here.running.remove(&job.id);
         }
+        self.homeless.remove(&job.id);
         self.one_offs.remove(&job.id);
         self.strays.remove(&job.id);
         let Some(key) = key_of(job) else { return };
@@ -185,11 +189,11 @@ impl Memory {
         let one_offs = self.one_offs.values().filter(|job| job.release == Some(id));
         for job in jobs.chain(one_offs).filter(|job| job.state != JobState::Down) {
             let was_counted_before = before.jobs.get(&job.id) == Some(job);
-            if let Some(slot) = job.host.as_ref().and_then(|host| self.taken.get_mut(host))
+            if let Some(here) = job.host.as_ref().and_then(|host| self.by_host.get_mut(host))
                 && was_counted_before
             {
-                slot.subtract(Need::of_job(&before.releases, job));
-                slot.add(Need::of_job(&after.releases, job));
+                here.taken.subtract(Need::of_job(&before.releases, job));
+                here.taken.add(Need::of_job(&after.releases, job));
             }
         }
     }

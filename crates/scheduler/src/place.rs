@@ -11,6 +11,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::LazyLock,
 };
 
 use types::{Job, JobId, ProcessType, Release, ReleaseId, Resources, Table, Timestamp, Volume, VolumeId};
@@ -29,6 +30,9 @@ use crate::{
 /// number until the kernel kills something. 64 MiB is what a small idle web process takes. Releases
 /// are stored with the defaults filled in, so a request of exactly the default counts as undeclared.
 pub const MEMORY_UNDECLARED_BYTES: i64 = 64 << 20;
+
+/// What releases are stored with where they declare nothing. Asked for once for every job.
+static MEMORY_DEFAULT_BYTES: LazyLock<i64> = LazyLock::new(|| Resources::default().request("memory"));
 
 /// Hosts that are looked at in order of load before all are compared.
 const WALK_MAX: usize = 16;
@@ -68,7 +72,7 @@ impl<'w> Need<'w> {
 
     fn of_resources(resources: &Resources) -> Self {
         let memory_bytes = match resources.request("memory") {
-            request if request == Resources::default().request("memory") => MEMORY_UNDECLARED_BYTES,
+            request if request == *MEMORY_DEFAULT_BYTES => MEMORY_UNDECLARED_BYTES,
             request => request.max(0),
         };
         Need {
@@ -186,7 +190,11 @@ impl<'i, 'a> Places<'i, 'a> {
             by_load: BTreeSet::new(),
         };
         for (slot, view) in places.slots.iter_mut().zip(&index.hosts) {
-            *slot = index.memory.taken.get(&view.host.id).copied().unwrap_or_default();
+            *slot = index
+                .memory
+                .by_host
+                .get(&view.host.id)
+                .map_or(Slot::default(), |here| here.taken);
         }
         let up = (0..).zip(&index.hosts).filter(|(_, view)| view.is_open());
         places.by_load = up.map(|(at, _)| (places.load(at), at)).collect();

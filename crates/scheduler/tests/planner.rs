@@ -29,10 +29,10 @@ fn a_settled_formation_is_looked_at_again_when_its_host_has_been_silent_for_long
         .get_mut(&"a".parse::<HostId>().unwrap())
         .unwrap();
     Arc::make_mut(host).state = HostState::Silent { since: NOW };
-    assert_eq!(follow(&mut world, &mut planner, Duration::from_secs(5)), "");
+    assert_eq!(follow(&mut world, &mut planner, Duration::from_secs(4)), "");
     assert_eq!(
-        follow(&mut world, &mut planner, Duration::from_secs(6)),
-        "lose web.w: host a was silent for 6 s\ncreate web.new1 of v1\nstart web.new1 on b\n"
+        follow(&mut world, &mut planner, Duration::from_secs(5)),
+        "lose web.w: host a was silent for 5 s\ncreate web.new1 of v1\nstart web.new1 on b\n"
     );
 }
 

@@ -4,14 +4,14 @@ use axum::extract::{Path, State as Extract};
 use state::Change;
 use types::HostId;
 
-use super::{Shared, parse_id};
+use super::{Shared, error::Failure, parse_id};
 
 /// Asks for a host's jobs to move elsewhere, and returns at once.
-pub async fn drain(controller: Shared, host: Path<String>) -> Result<(), api::Error> {
+pub async fn drain(controller: Shared, host: Path<String>) -> Result<(), Failure> {
     set_draining(controller, host, true).await
 }
 
-pub async fn undrain(controller: Shared, host: Path<String>) -> Result<(), api::Error> {
+pub async fn undrain(controller: Shared, host: Path<String>) -> Result<(), Failure> {
     set_draining(controller, host, false).await
 }
 
@@ -19,7 +19,7 @@ async fn set_draining(
     Extract(controller): Shared,
     Path(host): Path<String>,
     is_draining: bool,
-) -> Result<(), api::Error> {
+) -> Result<(), Failure> {
     let host: HostId = parse_id(&host)?;
     controller
         .write(Change::SetHostDraining { host, is_draining })

@@ -95,12 +95,14 @@ pub fn start(lab: &Lab, host: u8, config: &Config) -> Result<()> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let parent_of = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
     let inside = Inside {
+        program: lab.programs.join("flynn-host"),
         hostname: host_name(host),
         cgroup: lab.cgroup(host),
         state: directory.join("state"),
         etc: directory.join("etc"),
         keep: vec![
             parent_of(&program),
+            lab.programs.clone(),
             parent_of(&config.shim),
             config.buildpacks.clone(),
             config.package_layer.clone(),
@@ -197,15 +199,10 @@ pub fn first_process(lab: &Lab, host: u8) -> Result<Option<Pid>> {
     Ok(first.and_then(Pid::from_raw))
 }
 
-/// A command that will run in a host, in all of its namespaces; the calling process, which must have one
-/// thread, moves to the host's cgroup for it.
+/// A command that will run in a host, in all of its namespaces.
 pub fn command(lab: &Lab, host: u8) -> Result<Command> {
     let pid = first_process(lab, host)?
         .with_context(|| format!("{0} is off\nhint: `flynn-host lab start {0}`", host_name(host)))?;
-    // So that it ends with the host, and counts for it.
-    Cgroup::locate(&format!("{}/init", lab.cgroup(host)))?
-        .join()
-        .context("cannot enter the host's cgroup")?;
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--target={}", pid.as_raw_nonzero()))
@@ -215,14 +212,22 @@ pub fn command(lab: &Lab, host: u8) -> Result<Command> {
         .env("HOME", "/etc/flynn/home")
         .env_remove("FLYNN_HOST_CONFIG")
         .env_remove("FLYNNRC")
+        // What git trusts is said in the home that `flynn` wrote.
+        .env_remove("GIT_SSL_CAINFO")
         .env_remove("FLYNN_APP");
     // `flynn` and `flynn-host` are found by name.
-    let programs = std::env::current_exe()?;
     let path = std::env::var("PATH").unwrap_or_default();
-    if let Some(programs) = programs.parent() {
-        command.env("PATH", format!("{}:{path}", programs.display()));
-    }
+    command.env("PATH", format!("{}:{path}", lab.programs.display()));
     Ok(command)
+}
+
+/// Moves the calling process, which must have one thread, to the host's cgroup: what it starts ends with the host,
+/// and counts for it.
+pub fn enter_cgroup(lab: &Lab, host: u8) -> Result<()> {
+    let init = format!("{}/init", lab.cgroup(host));
+    Cgroup::locate(&init)?
+        .join()
+        .context("cannot enter the host's cgroup")
 }
 
 pub fn last_lines(lab: &Lab, host: u8) -> String {

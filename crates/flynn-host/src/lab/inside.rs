@@ -34,6 +34,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a host gets that is its own.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Inside {
+    /// The `flynn-host` that runs in it.
+    pub program: PathBuf,
     pub hostname: String,
     pub cgroup: String,
     /// Becomes /var/lib/flynn.
@@ -65,12 +67,11 @@ fn run(inside: &str) -> Result<()> {
         .collect();
     signals.thread_block()?;
     rustix::system::sethostname(inside.hostname.as_bytes()).context("cannot set the host's name")?;
-    let program = std::env::current_exe()?;
     enter_cgroup(&inside.cgroup).context("cannot enter the host's cgroup")?;
     mount_own(&inside).context("cannot mount what is the host's own")?;
     fs::write(Path::new("/etc/flynn").join(BOOTED_FILE), "")?;
     Init {
-        program,
+        program: inside.program,
         signals,
         is_ending: false,
     }

@@ -26,6 +26,8 @@ pub struct Lab {
     pub domain: String,
     pub http_port: u16,
     pub https_port: u16,
+    /// Where the programs are that hosts run.
+    pub programs: PathBuf,
     /// Whether hosts reach the outside through the machine.
     pub outside: bool,
     /// What was made on the machine to mount the hosts' directories on.
@@ -185,6 +187,7 @@ mod tests {
             domain: "flynn.localhost".into(),
             http_port: 80,
             https_port: 443,
+            programs: "/usr/local/bin".into(),
             outside: true,
             mount_points: vec![],
             forwarding_before: String::new(),

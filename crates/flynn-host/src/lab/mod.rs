@@ -9,6 +9,7 @@
 //! network   the switch, lines, cuts, loss
 //! host      one host on and off                      (seen from the machine)
 //! inside    the host's first process                 (seen from within)
+//! cluster   the hosts made one cluster
 //! serving   whether a host's router answers
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! there is seen from the kernel (namespaces, cgroups, rules) and not remembered; `lab.json` has only what was
 //! asked for.
 
+mod cluster;
 mod host;
 pub mod inside;
 mod layout;
@@ -70,6 +72,9 @@ enum Command {
         /// Where the images are that apps run on, as in a host's state directory; this machine's, if it has some
         #[arg(long)]
         images: Option<PathBuf>,
+        /// Run the programs that are here, of another version perhaps, instead of this one and its neighbours
+        #[arg(long)]
+        programs: Option<PathBuf>,
         /// Leave the hosts without a way to the outside
         #[arg(long)]
         no_outside: bool,
@@ -88,6 +93,9 @@ enum Command {
     /// Start a host that is off
     Start {
         host: String,
+        /// Run the programs that are here from now on, in every host that is started
+        #[arg(long)]
+        programs: Option<PathBuf>,
         /// Return when its router answers for the controller
         #[arg(long)]
         wait: bool,
@@ -172,6 +180,7 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
             http_port,
             https_port,
             images,
+            programs,
             no_outside,
             apart,
         } => {
@@ -182,6 +191,7 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
                 domain,
                 http_port,
                 https_port,
+                programs: programs_in(programs)?,
                 outside: !no_outside,
                 mount_points: vec![],
                 forwarding_before: network::forwarding()?,
@@ -197,8 +207,12 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
             let lab = lab()?;
             host::kill(&lab, lab.host(&host)?)?;
         }
-        Command::Start { host, wait } => {
-            let lab = lab()?;
+        Command::Start { host, programs, wait } => {
+            let mut lab = lab()?;
+            if programs.is_some() {
+                lab.programs = programs_in(programs)?;
+                lab.write()?;
+            }
             start(&lab, lab.host(&host)?, &config, wait)?;
         }
         Command::Reboot { host, wait } => {
@@ -234,7 +248,9 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
         }
         Command::Exec { host, command } => {
             let lab = lab()?;
-            let mut inside = host::command(&lab, lab.host(&host)?)?;
+            let host = lab.host(&host)?;
+            let mut inside = host::command(&lab, host)?;
+            host::enter_cgroup(&lab, host)?;
             let status = inside.args(command).status().context("cannot run nsenter")?;
             return Ok(ExitCode::from(
                 status
@@ -252,6 +268,22 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn programs_in(directory: Option<PathBuf>) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let Some(directory) = directory else {
+        return Ok(own.parent().unwrap_or(Path::new("/")).to_owned());
+    };
+    let directory = directory
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", directory.display()))?;
+    ensure!(
+        directory.join("flynn-host").exists(),
+        "there is no flynn-host in {}",
+        directory.display()
+    );
+    Ok(directory)
 }
 
 /// Prints each step with the time that it took.
@@ -310,15 +342,30 @@ fn up(mut lab: Lab, config: &Config, images: Option<PathBuf>, apart: bool) -> Re
         ))
     };
     for host in lab.all_hosts() {
-        host::prepare(&lab, host, config, images.as_deref(), None).map_err(kept)?;
+        let join = (host > 1 && !apart)
+            .then(|| cluster::join_arguments(&lab, 1))
+            .transpose()
+            .map_err(kept)?;
+        host::prepare(&lab, host, config, images.as_deref(), join.as_deref()).map_err(kept)?;
         host::start(&lab, host, config).map_err(kept)?;
         steps.done(&format!("{} at {}", host_name(host), lab.address(host)));
+        if host == 1 {
+            serving::wait(&lab, 1).map_err(kept)?;
+            steps.done("host1 serves");
+        }
     }
-    let _ = apart;
     for host in lab.all_hosts() {
         serving::wait(&lab, host).map_err(kept)?;
     }
-    steps.done("serving");
+    steps.done("all serve");
+    if !apart {
+        cluster::wait_until_together(&lab).map_err(kept)?;
+        steps.done("all are one cluster");
+        match cluster::add_to_cli(&lab) {
+            Ok(()) => steps.done("flynn knows it, in every host"),
+            Err(error) => eprintln!("note: flynn does not know the cluster: {error:#}"),
+        }
+    }
     println!("{:>6.2} s  in all", steps.began.elapsed().as_secs_f64());
     Ok(())
 }

@@ -291,7 +291,7 @@ async fn what_clients_see_under_faults_is_what_one_register_would_show() {
         let what = one_fault(&group, &mut random).await;
         group.leader().await;
         // Something happens after the fault, too.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         stopped.store(true, Ordering::Relaxed);
         for client in clients {
             client.await.unwrap();
