@@ -32,12 +32,24 @@ pub fn get(address: &str, host: &str, path: &str) -> Result<Answer> {
 }
 
 pub fn call(address: &str, method: &str, path: &str, key: &str, body: Option<&Value>) -> Result<Answer> {
+    call_named(address, "controller", method, path, key, body)
+}
+
+/// The same for one of several names at an address.
+pub fn call_named(
+    address: &str,
+    host: &str,
+    method: &str,
+    path: &str,
+    key: &str,
+    body: Option<&Value>,
+) -> Result<Answer> {
     let body = body.map(Value::to_string).unwrap_or_default();
     let credentials = BASE64_STANDARD.encode(format!(":{key}"));
     exchange(
         address,
         &format!(
-            "{method} {path} HTTP/1.1\r\nHost: controller\r\nAuthorization: Basic {credentials}\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Basic {credentials}\r\n\
              Accept: application/json\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
              Connection: close\r\n\r\n{body}",
             body.len()

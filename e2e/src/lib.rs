@@ -6,8 +6,10 @@
 
 mod hosts;
 pub mod http;
+mod lab;
 pub mod measure;
 mod net;
+pub mod users;
 
 use std::{
     fs,
@@ -20,6 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 pub use hosts::Hosts;
+pub use lab::Lab;
 pub use net::{NetNs, Switch};
 
 /// How long anything that a test waits for may take on a busy machine.

@@ -49,7 +49,7 @@ pub struct End {
 pub async fn run(agent: Arc<Agent>, entry: Arc<Entry>) {
     entry.announce("create");
     tokio::select! {
-        _ = volumes::are_free(&agent, &entry) => {}
+        _ = volumes::are_free(&agent.table, &entry) => {}
         _ = entry.stop_asked() => return never_began(&agent, &entry).await,
         _ = agent.shutdown.cancelled() => return,
     }

@@ -30,7 +30,7 @@ use types::{VolumeId, VolumeReport, VolumeState, VolumeType};
 
 use crate::{
     agent::Agent,
-    table::{Entry, Phase},
+    table::{Entry, Phase, Table},
 };
 
 const ABOUT: &str = "volume.json";
@@ -303,13 +303,13 @@ pub fn in_use(agent: &Agent) -> BTreeSet<VolumeId> {
 
 /// Waits until jobs that were here before are done with a job's volumes: one that the controller has
 /// given up while this host was away may still run.
-pub async fn are_free(agent: &Agent, entry: &Entry) {
+pub async fn are_free(table: &Table, entry: &Entry) {
     let wanted: BTreeSet<VolumeId> = volumes_of(entry).collect();
     if wanted.is_empty() {
         return;
     }
     let age = |entry: &Entry| (entry.view().created_at, entry.id);
-    for other in agent.table.entries() {
+    for other in table.entries() {
         if age(&other) < age(entry) && volumes_of(&other).any(|volume| wanted.contains(&volume)) {
             let mut view = other.watch();
             // An entry that was dropped has ended.
@@ -330,3 +330,6 @@ async fn blocking<T: Send + 'static>(
         Err(error) => Err(format!("the host is shutting down: {error}")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,6 +108,7 @@ pub type StreamBody = BoxBody<Bytes, std::io::Error>;
 pub struct Client {
     base: Arc<str>,
     authorization: Option<HeaderValue>,
+    idempotency_key: Option<HeaderValue>,
     pool: Pool<Connector, StreamBody>,
     answer_bytes_max: usize,
 }
@@ -138,6 +139,7 @@ impl Client {
         Ok(Client {
             base: base.into(),
             authorization,
+            idempotency_key: None,
             pool,
             answer_bytes_max: ANSWER_BYTES_MAX,
         })
@@ -167,6 +169,12 @@ impl Client {
         let mut value = HeaderValue::from_str(&format!("Basic {token}")).expect("base64 is a header value");
         value.set_sensitive(true);
         self.authorization = Some(value);
+        self
+    }
+
+    /// Tells servers that two requests with the same key ask for the same thing, once.
+    pub fn with_idempotency_key(mut self, key: types::Uuid) -> Client {
+        self.idempotency_key = HeaderValue::from_str(&key.to_string()).ok();
         self
     }
 
@@ -347,6 +355,9 @@ impl Client {
             .header(header::USER_AGENT, concat!("flynn/", env!("CARGO_PKG_VERSION")));
         if let Some(value) = &self.authorization {
             builder = builder.header(header::AUTHORIZATION, value.clone());
+        }
+        if let Some(value) = &self.idempotency_key {
+            builder = builder.header("idempotency-key", value.clone());
         }
         builder
             .body(body)

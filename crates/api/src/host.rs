@@ -390,7 +390,15 @@ fn is_starting(status: &u8) -> bool {
     *status == status::STARTING
 }
 
-/// One service with its instances, oldest first: what `GET /internal/services` streams lists of.
+/// What `GET /internal/services` streams, whole after every change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ServicesView {
+    /// The cluster's domain, then those that it had before: their names lead to the router, too.
+    pub domains: Vec<String>,
+    pub services: Vec<ServiceView>,
+}
+
+/// One service with its instances, oldest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ServiceView {
     pub name: String,

@@ -95,13 +95,32 @@ pub struct NewScaleRequest {
     pub new_tags: Option<Tags>,
 }
 
+/// A release as it is answered: its first image is in `artifact`, too, where clients from before a
+/// release had several look for it.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ReleaseView {
+    #[serde(flatten)]
+    pub release: Arc<Release>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<ArtifactId>,
+}
+
+impl From<Arc<Release>> for ReleaseView {
+    fn from(release: Arc<Release>) -> Self {
+        ReleaseView {
+            artifact: release.artifacts.first().copied(),
+            release,
+        }
+    }
+}
+
 /// A formation with all that it refers to, as the formations stream sends it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ExpandedFormation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<Arc<App>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub release: Option<Arc<Release>>,
+    pub release: Option<ReleaseView>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<Arc<Artifact>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -113,7 +132,7 @@ pub struct ExpandedFormation {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pending_scale_request: Option<ScaleRequest>,
+    pub pending_scale_request: Option<Arc<ScaleRequest>>,
 }
 
 impl ExpandedFormation {
@@ -122,16 +141,17 @@ impl ExpandedFormation {
         release: Arc<Release>,
         artifacts: Vec<Arc<Artifact>>,
         formation: &Formation,
+        pending_scale_request: Option<Arc<ScaleRequest>>,
     ) -> Self {
         ExpandedFormation {
             app: Some(app),
-            release: Some(release),
+            release: Some(release.into()),
             artifacts,
             processes: formation.processes.clone(),
             tags: formation.tags.clone(),
             updated_at: Some(formation.updated_at),
             deleted: false,
-            pending_scale_request: None,
+            pending_scale_request,
         }
     }
 }
@@ -327,8 +347,8 @@ pub struct DeploymentEvent {
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AppRelease {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prev_release: Option<Arc<Release>>,
-    pub release: Arc<Release>,
+    pub prev_release: Option<ReleaseView>,
+    pub release: ReleaseView,
 }
 
 /// What the deletion of an app took with it.
@@ -340,7 +360,7 @@ pub struct AppDeletion {
     #[serde(default)]
     pub deleted_resources: Vec<Arc<types::Resource>>,
     #[serde(default)]
-    pub deleted_releases: Vec<Arc<Release>>,
+    pub deleted_releases: Vec<ReleaseView>,
 }
 
 /// The data of `app_deletion` events.

@@ -1,5 +1,5 @@
 //! The cgroup of one container, as seen from outside: who is in it, was it out of memory, away
-//! with it. Making it and setting its limits is libcontainer's part.
+//! with it. Making one for a container, and setting its limits, is libcontainer's part.
 //!
 //! The same path exists once per hierarchy: on cgroup v1 (also in "hybrid" set-ups, where a v2
 //! hierarchy is mounted beside and not used) under each controller, on v2 once.
@@ -84,6 +84,29 @@ impl Cgroup {
             .iter()
             .find(|(controllers, _)| self.is_unified || controllers.iter().any(|name| name == controller))
             .map(|(_, directory)| directory.as_path())
+    }
+
+    /// Its directory in each hierarchy.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.directories.iter().map(|(_, directory)| directory.as_path())
+    }
+
+    /// Makes it and what lacks above it, ready for processes and cgroups of its own, without limits.
+    pub fn create(&self) -> io::Result<()> {
+        for (controllers, directory) in &self.directories {
+            let mut missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
+            missing.reverse();
+            for path in missing {
+                if self.is_unified {
+                    hand_down(path.parent().expect("it is below a mount point"))?;
+                }
+                fs::create_dir(path)?;
+                if controllers.iter().any(|name| name == "cpuset") {
+                    inherit_cpuset(path)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn exists(&self) -> bool {
@@ -208,6 +231,24 @@ pub(crate) fn expect_moves() -> io::Result<()> {
         if let Some(directory) = Cgroup::locate(path)?.directory(controller) {
             return fs::write(directory.join("cgroup.procs"), "0");
         }
+    }
+    Ok(())
+}
+
+/// On v2 a cgroup has the controllers that the one above hands down.
+fn hand_down(parent: &Path) -> io::Result<()> {
+    let available = fs::read_to_string(parent.join("cgroup.controllers"))?;
+    for controller in available.split_whitespace() {
+        fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}"))?;
+    }
+    Ok(())
+}
+
+/// On v1 a new cpuset has no processors, and then nothing can be moved in.
+fn inherit_cpuset(directory: &Path) -> io::Result<()> {
+    let parent = directory.parent().expect("it is below a mount point");
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        fs::write(directory.join(file), fs::read(parent.join(file))?)?;
     }
     Ok(())
 }

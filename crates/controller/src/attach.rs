@@ -21,6 +21,8 @@ use crate::Controller;
 
 /// How long a job that somebody waits for may lack a place.
 const PLACEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the answer to who does not attach waits for the job's place, which is part of its id.
+const DETACHED_PLACEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a host may take until the job's streams are there.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -150,6 +152,20 @@ async fn wait_for_host(controller: &Controller, id: JobId) -> Result<std::sync::
             .await
             .map_err(|_| Error::unavailable("the controller is stopping"))?;
     }
+}
+
+/// Waits until the job has a host, or it is known that there is none for it now.
+pub async fn wait_for_place(controller: &Controller, id: JobId) {
+    let mut changes = controller.changes();
+    let is_decided = |job: &Job| job.state != JobState::Pending || !job.waiting.is_empty();
+    let placed = async {
+        while !controller.state().jobs.get(&id).is_none_or(|job| is_decided(job)) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DETACHED_PLACEMENT_TIMEOUT, placed).await;
 }
 
 async fn wait_for_end(controller: &Controller, id: JobId) {

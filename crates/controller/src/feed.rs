@@ -9,11 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use api::{host::ServiceView, sse};
+use api::{
+    host::{ServiceView, ServicesView},
+    sse,
+};
 use bytes::Bytes;
 use routing::feed::{Backend, Certificate, HttpRoute, Route, Service, Snapshot, TcpRoute, Update};
 use state::State;
-use types::{Instance, Job, JobState, RouteKind};
+use types::{HostState, Instance, Job, JobState, RouteKind};
 
 use crate::{Config, Controller, domain, host_job, routers::Connection};
 
@@ -47,7 +50,7 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
         };
         service.leader = list
             .iter()
-            .find(|found| !found.job.is_unhealthy)
+            .find(|found| found.is_healthy)
             .map(|found| found.instance.id.clone());
         service.backends = list
             .iter()
@@ -57,7 +60,7 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
                     addr: found.instance.addr.parse().ok()?,
                     job_id: found.job.id.to_string(),
                     job_type: found.job.process_type.clone(),
-                    healthy: !found.job.is_unhealthy,
+                    healthy: found.is_healthy,
                 })
             })
             .collect();
@@ -149,10 +152,19 @@ fn sticky_key(internal_key: &str) -> String {
 struct Found {
     instance: Instance,
     job: Arc<Job>,
+    is_healthy: bool,
 }
 
 /// Instances by service, the oldest first.
+/// What runs on a silent host gets nothing new, though it may be fine: nobody knows. With no host up it is
+/// rather we who are deaf.
 fn instances(state: &State) -> BTreeMap<String, Vec<Found>> {
+    let is_up = |host: &types::Host| host.state == HostState::Up;
+    let is_any_up = state.hosts.values().any(|host| is_up(host));
+    let is_silent = |job: &Job| {
+        let host = job.host.as_ref().and_then(|host| state.hosts.get(host));
+        is_any_up && host.is_some_and(|host| !is_up(host))
+    };
     let mut services: BTreeMap<String, Vec<Found>> = BTreeMap::new();
     for job in state
         .jobs
@@ -189,6 +201,7 @@ fn instances(state: &State) -> BTreeMap<String, Vec<Found>> {
             };
             services.entry(name).or_default().push(Found {
                 instance,
+                is_healthy: !job.is_unhealthy && !is_silent(job),
                 job: job.clone(),
             });
         }
@@ -352,7 +365,11 @@ pub fn follow_services(controller: Controller) -> impl futures::Stream<Item = By
         |(controller, mut changes, mut sent)| async move {
             loop {
                 changes.borrow_and_update();
-                let services = services(&controller.state());
+                let state = controller.state();
+                let services = ServicesView {
+                    domains: domains(&state, &controller.config),
+                    services: services(&state),
+                };
                 if sent.as_ref() != Some(&services) {
                     let message = sse::message(&services);
                     sent = Some(services);
@@ -366,11 +383,17 @@ pub fn follow_services(controller: Controller) -> impl futures::Stream<Item = By
     )
 }
 
+fn domains(state: &State, config: &Config) -> Vec<String> {
+    let former = domain::former(state, config).into_iter();
+    let all = [domain::current(state, config)].into_iter().chain(former);
+    all.map(|domain| domain.name).collect()
+}
+
 fn services(state: &State) -> Vec<ServiceView> {
     let view = |(name, list): (String, Vec<Found>)| {
         let healthy: Vec<_> = list
             .into_iter()
-            .filter(|found| !found.job.is_unhealthy)
+            .filter(|found| found.is_healthy)
             .map(|found| found.instance)
             .collect();
         ServiceView {

@@ -74,6 +74,7 @@ impl Controller {
             id: id.clone(),
             addr: report.addr,
             tags: report.tags,
+            is_draining: known.is_some_and(|known| known.is_draining),
             state: HostState::Up,
             memory_bytes: report.memory_bytes,
             cpu_milli: report.cpu_milli,

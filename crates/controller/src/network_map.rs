@@ -35,21 +35,40 @@ pub fn network_map(state: &State, host: &HostId) -> NetworkMap {
         Some((other.id.clone(), network))
     });
     let hosts: BTreeMap<HostId, NetworkHost> = hosts.collect();
-    // Alone, as most are: nobody could be admitted.
-    let here: BTreeSet<AppId> = match hosts.is_empty() {
-        true => BTreeSet::new(),
-        false => apps_on(state, host),
-    };
-    let elsewhere = state.jobs.values().filter(|job| {
-        job.host.as_ref() != Some(host) && job.state != JobState::Down && here.contains(&job.app)
-    });
+    let links = links(state);
+    // One host and no links, as with most: nobody could be admitted.
+    if hosts.is_empty() && links.is_empty() {
+        return NetworkMap::default();
+    }
+    let here = apps_on(state, host);
+    let mut admitted = BTreeSet::new();
+    for job in state.jobs.values() {
+        let Some(address) = job.address else { continue };
+        if job.host.as_ref() == Some(host) || job.state == JobState::Down {
+            continue;
+        }
+        let reached = links.get(&job.app).into_iter().flatten().chain([&job.app]);
+        let reached = reached.filter(|app| here.contains(app));
+        admitted.extend(reached.map(|app| (*app, address)));
+    }
+    let links = links
+        .iter()
+        .flat_map(|(from, to)| to.iter().map(|to| (*from, *to)));
     NetworkMap {
         hosts,
-        admitted: elsewhere
-            .filter_map(|job| Some((job.app, job.address?)))
+        admitted,
+        links: links
+            .filter(|(from, to)| here.contains(from) && here.contains(to))
             .collect(),
-        links: BTreeSet::new(),
     }
+}
+
+/// From each app that has any: the apps that it may connect to.
+fn links(state: &State) -> BTreeMap<AppId, BTreeSet<AppId>> {
+    let apps = state.apps.values();
+    apps.map(|app| (app.id, app.links().collect::<BTreeSet<_>>()))
+        .filter(|(_, to)| !to.is_empty())
+        .collect()
 }
 
 fn apps_on(state: &State, host: &HostId) -> BTreeSet<AppId> {
@@ -128,6 +147,14 @@ mod tests {
                     }
                     let host: Host = serde_json::from_value(row).unwrap();
                     state.hosts.insert(host.id.clone(), Arc::new(host));
+                }
+                ["app", from, "to", to] => {
+                    let app: types::App = serde_json::from_value(json!({
+                        "id": app_id(from), "name": from, "meta": { types::META_LINKS: format!("x,{}", app_id(to)) },
+                        "strategy": "all-at-once", "deploy_timeout": 1, "created_at": NOW, "updated_at": NOW,
+                    }))
+                    .unwrap();
+                    state.apps.insert(app.id, Arc::new(app));
                 }
                 [job, "on", host, job_state] => {
                     let (app, number) = job.split_at(1);
@@ -239,6 +266,31 @@ mod tests {
             HOSTS,
             "host host1, host host2 10.0.0.22, host host3 alone",
             "host3 gone, host2 100.100.2.0/24 at 10.0.0.22",
+        );
+    }
+
+    #[test]
+    fn a_link_admits_one_way_on_this_host_and_from_others() {
+        let before = format!("{HOSTS}, a1 on host1 up, b2 on host1 up, a3 on host2 up, b4 on host2 up");
+        check(HOSTS, &before, "a from 100.100.2.3, b from 100.100.2.4");
+        let after = format!("{before}, app a to b");
+        check(&before, &after, "b from 100.100.2.3, a to b");
+        check(&after, &before, "b not from 100.100.2.3, a not to b");
+    }
+
+    #[test]
+    fn a_link_to_an_app_without_jobs_here_is_told_when_it_has_one() {
+        let before = format!("{HOSTS}, app a to b, a1 on host1 up, a3 on host2 up, b4 on host2 up");
+        check(HOSTS, &before, "a from 100.100.2.3");
+        check(
+            &before,
+            &format!("{before}, b2 on host1 up"),
+            "b from 100.100.2.3, b from 100.100.2.4, a to b",
+        );
+        check(
+            "host host1",
+            "host host1, app a to b, a1 on host1 up, b2 on host1 up",
+            "a to b",
         );
     }
 }

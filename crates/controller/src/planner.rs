@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use api::logs::{Message, Query};
 use daemon::Shutdown;
 use futures::StreamExt;
-use scheduler::{Action, Cluster, Plan};
+use scheduler::{Action, Cluster, Plan, Planner};
 use state::{Change, JobChange, State};
 use types::{AppId, DeploymentId, DeploymentStatus, Exit, JobState, ScaleRequestState, Timestamp};
 
@@ -22,13 +22,14 @@ const QUOTE_TIMEOUT: Duration = Duration::from_secs(2);
 pub async fn run(controller: Controller, shutdown: Shutdown) {
     let mut changes = controller.changes();
     let mut leadership = controller.store.leadership();
+    let mut planner = Planner::default();
     loop {
         changes.borrow_and_update();
         let mut pause = None;
         if *leadership.borrow_and_update() {
             let now = controller.now();
             let state = controller.state();
-            let plan = scheduler::plan(&cluster(&state), now);
+            let plan = planner.plan(&cluster(&state), now);
             pause = plan.wake_at.map(|at| at.since(now));
             if !plan.is_empty()
                 && let Err(error) = execute(&controller, &state, plan).await
@@ -36,6 +37,9 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
                 tracing::warn!(%error, "cannot carry out a plan; trying again");
                 pause = Some(Duration::from_secs(1));
             }
+        } else {
+            // What it remembers costs memory; the next term begins anew.
+            planner = Planner::default();
         }
         // Without a time of its own the loop still looks once a minute, should a wake be missed.
         let pause = pause.unwrap_or(Duration::from_secs(60));
@@ -49,7 +53,7 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
 }
 
 /// The part of the state that the scheduler decides by.
-pub(crate) fn cluster(state: &State) -> Cluster {
+pub fn cluster(state: &State) -> Cluster {
     Cluster {
         apps: state.apps.clone(),
         releases: state.releases.clone(),
@@ -94,7 +98,7 @@ async fn execute(controller: &Controller, state: &Arc<State>, plan: Plan) -> Res
 }
 
 /// The command of an action.
-pub(crate) fn change(action: Action) -> Change {
+pub fn change(action: Action) -> Change {
     let status = |deployment, status, error| Change::SetDeploymentStatus {
         deployment,
         status,

@@ -103,6 +103,8 @@ fn unescape(text: &str) -> String {
 #[derive(Clone, Copy)]
 enum Question<'a> {
     Provision {
+        /// Of the resource that is to be: by it a provider may know the same request again.
+        id: ResourceId,
         path: &'a str,
         config: &'a serde_json::Value,
     },
@@ -114,7 +116,9 @@ enum Question<'a> {
 impl Question<'_> {
     async fn ask(self, client: Client) -> Result<Provisioned, ClientError> {
         match self {
-            Question::Provision { path, config } => client.post(path, config).await,
+            Question::Provision { id, path, config } => {
+                client.with_idempotency_key(id.0).post(path, config).await
+            }
             Question::Deprovision { path } => match client.delete(path).await {
                 Err(error) if !error.is_not_found() => Err(error),
                 _ => Ok(Provisioned::default()),
@@ -171,9 +175,15 @@ impl Providers {
         })
     }
 
-    async fn provision(&self, provider: &Provider, config: &serde_json::Value) -> Result<Provisioned, Error> {
+    async fn provision(
+        &self,
+        provider: &Provider,
+        id: ResourceId,
+        config: &serde_json::Value,
+    ) -> Result<Provisioned, Error> {
         let address = Address::parse(&provider.url)?;
         let question = Question::Provision {
+            id,
             path: &address.path,
             config,
         };
@@ -328,9 +338,10 @@ impl Controller {
         apps: Vec<types::AppId>,
         config: serde_json::Value,
     ) -> Result<Resource, Error> {
-        let made = self.providers.provision(provider, &config).await?;
+        let id = ResourceId(Uuid::new_v4());
+        let made = self.providers.provision(provider, id, &config).await?;
         let resource = Resource {
-            id: ResourceId(Uuid::new_v4()),
+            id,
             provider: provider.id,
             external_id: made.id,
             env: made.env.unwrap_or_default(),
@@ -480,7 +491,10 @@ mod tests {
             provision_timeout: Duration::from_millis(300),
             ..Providers::new(None)
         };
-        let answer = providers.provision(&provider(url), &serde_json::json!({})).await;
+        let id = ResourceId(Uuid::nil());
+        let answer = providers
+            .provision(&provider(url), id, &serde_json::json!({}))
+            .await;
         match answer {
             Ok(made) => format!("{made:?}"),
             Err(error) => error.to_string(),

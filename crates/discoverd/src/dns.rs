@@ -30,7 +30,6 @@ const TCP_IDLE: Duration = Duration::from_secs(10);
 
 pub struct Names {
     shared: Arc<Shared>,
-    domain: String,
     router: IpAddr,
     turn: AtomicUsize,
     resolvers: Resolvers,
@@ -38,10 +37,9 @@ pub struct Names {
 }
 
 impl Names {
-    pub fn new(shared: Arc<Shared>, domain: String, router: IpAddr) -> Self {
+    pub fn new(shared: Arc<Shared>, router: IpAddr) -> Self {
         Names {
             shared,
-            domain,
             router,
             turn: AtomicUsize::new(0),
             resolvers: Resolvers::default(),
@@ -53,8 +51,9 @@ impl Names {
     async fn respond(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let find = |question: &Question| {
+            let domains = self.shared.domains();
             self.shared
-                .read(|registry| discovery::answer(registry, question, &self.domain, self.router, turn))
+                .read(|registry| discovery::answer(registry, question, &domains, self.router, turn))
         };
         match reply(query, transport, find) {
             Reply::Answer(answer) => Some(answer),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{Controller, host::ServiceView};
+use api::{Controller, host::ServicesView};
 use daemon::Shutdown;
 use discovery::Service;
 use futures::StreamExt;
@@ -16,12 +16,13 @@ pub async fn run(shared: Arc<Shared>, controller: Controller, shutdown: Shutdown
         loop {
             match controller
                 .client()
-                .events::<Vec<ServiceView>>("/internal/services")
+                .events::<ServicesView>("/internal/services")
                 .await
             {
                 Ok(mut lists) => {
-                    while let Some(Ok(services)) = lists.next().await {
-                        let services = services.into_iter().map(|view| {
+                    while let Some(Ok(views)) = lists.next().await {
+                        shared.set_domains(views.domains);
+                        let services = views.services.into_iter().map(|view| {
                             (
                                 view.name,
                                 Service {

@@ -28,7 +28,7 @@ pub use reply::{Reply, Transport, reply};
 pub struct Config {
     pub controller: Endpoint,
     pub keys: Keys,
-    /// The cluster's domain, whose names lead to the router.
+    /// The cluster's domain, whose names lead to the router, until the controller says more.
     pub domain: String,
     /// The address by which this host's jobs reach it.
     pub gateway: Ipv4Addr,
@@ -39,6 +39,8 @@ pub struct Config {
 /// The registry, and the news that it changed.
 pub(crate) struct Shared {
     registry: Mutex<Registry>,
+    /// The cluster's domain and those that it had before.
+    domains: Mutex<Arc<[String]>>,
     changed: watch::Sender<u64>,
     controller: Controller,
     /// Where others find this registry.
@@ -46,9 +48,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn new(controller: Controller, place: SocketAddr) -> Self {
+    fn new(controller: Controller, place: SocketAddr, domain: String) -> Self {
         Shared {
             registry: Mutex::default(),
+            domains: Mutex::new([domain].into()),
             changed: watch::channel(0).0,
             controller,
             peer: HeaderValue::from_str(&place.to_string()).expect("addresses are plain text"),
@@ -67,6 +70,14 @@ impl Shared {
             }
         };
         let _ = tokio::time::timeout(ECHO_PATIENCE, wait).await;
+    }
+
+    fn domains(&self) -> Arc<[String]> {
+        self.domains.lock().expect("no panic while held").clone()
+    }
+
+    fn set_domains(&self, domains: Vec<String>) {
+        *self.domains.lock().expect("no panic while held") = domains.into();
     }
 
     fn read<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
@@ -88,7 +99,7 @@ const GATEWAY_RETRY: Duration = Duration::from_millis(50);
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let controller = Controller::new(&config.controller)?;
     let place = SocketAddr::from((config.gateway, config.http_port));
-    let shared = Arc::new(Shared::new(controller.clone(), place));
+    let shared = Arc::new(Shared::new(controller.clone(), place, config.domain));
     let followed = tokio::spawn(follow::run(shared.clone(), controller, shutdown.clone()));
     let expired = tokio::spawn(expire(shared.clone(), shutdown.clone()));
 
@@ -115,11 +126,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         return Ok(());
     };
     let local = daemon::server::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, config.http_port))).await?;
-    let names = Arc::new(dns::Names::new(
-        shared.clone(),
-        config.domain,
-        config.gateway.into(),
-    ));
+    let names = Arc::new(dns::Names::new(shared.clone(), config.gateway.into()));
     let gate = access::Gate {
         tokens: AppTokens::new(&config.controller.key),
         keys: config.keys,

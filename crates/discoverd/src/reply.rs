@@ -154,7 +154,9 @@ mod tests {
             ),
         ]);
         let router = "100.100.0.1".parse().unwrap();
-        let find = |question: &Question| discovery::answer(&registry, question, "flynn.localhost", router, 0);
+        let find = |question: &Question| {
+            discovery::answer(&registry, question, &["flynn.localhost".to_owned()], router, 0)
+        };
         let mut query = Message::query();
         query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
         if let Some(bytes) = offered_bytes {

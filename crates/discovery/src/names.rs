@@ -49,15 +49,22 @@ enum Whom<'a> {
     One { service: &'a str, id: &'a str },
 }
 
-/// Answers from the registry. `router` is where the cluster's `domain` leads; `turn` picks where in a
-/// long list an answer begins, so that many askers spread over all instances.
-pub fn answer(registry: &Registry, question: &Question, domain: &str, router: IpAddr, turn: usize) -> Answer {
+/// Answers from the registry. `router` is where the cluster's `domains` lead, the one it has and those
+/// that it had; `turn` picks where in a long list an answer begins, so that many askers spread over all
+/// instances.
+pub fn answer(
+    registry: &Registry,
+    question: &Question,
+    domains: &[String],
+    router: IpAddr,
+    turn: usize,
+) -> Answer {
     let name = question.name.as_str();
-    if name == domain
-        || name
-            .strip_suffix(domain)
-            .is_some_and(|before| before.ends_with('.'))
-    {
+    let is_below = |domain: &String| {
+        let before = name.strip_suffix(domain.as_str());
+        before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    };
+    if domains.iter().any(is_below) {
         return of_kind(question.kind, &[], vec![router]);
     }
     let Some(before) = name.strip_suffix(".discoverd") else {
@@ -186,7 +193,8 @@ mod tests {
             kind,
         };
         let router = "100.100.0.1".parse().unwrap();
-        let text = match answer(&registry(), &question, "flynn.localhost", router, turn) {
+        let domains = ["flynn.localhost", "flynn.example.com"].map(str::to_owned);
+        let text = match answer(&registry(), &question, &domains, router, turn) {
             Answer::Addresses(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             Answer::Services(list) => list
                 .iter()
@@ -230,6 +238,7 @@ mod tests {
         use QuestionKind::*;
         check("git.flynn.localhost", A, 0, "100.100.0.1");
         check("flynn.localhost", A, 0, "100.100.0.1");
+        check("git.flynn.example.com", A, 0, "100.100.0.1");
         check("git.flynn.localhost", Aaaa, 0, "");
         check("notflynn.localhost", A, 0, "forward");
         check("example.com", A, 0, "forward");

@@ -78,6 +78,7 @@ pub enum Command {
     Env(commands::env::Args),
     Limit(commands::limit::Args),
     Meta(commands::meta::Args),
+    Link(commands::link::Args),
     Route(commands::route::Args),
     Release(commands::release::Args),
     Deployment(commands::deployment::Args),
@@ -169,6 +170,19 @@ fn nouns_of(usage: &str) -> Vec<String> {
         .collect()
 }
 
+/// What the original had and this does not, for whoever types it by habit.
+fn hint_of_the_originals(name: &str) -> Option<&'static str> {
+    match name {
+        "pg" | "mysql" | "mongodb" | "redis" => Some(
+            "the platform brings no databases of its own yet; `flynn provider add` takes one that does, and \
+             `flynn run` starts a client with the app's environment",
+        ),
+        "login" => Some("there are no accounts yet: `flynn cluster add` takes the cluster's key"),
+        "install" => Some("`flynn-host` makes clusters; `flynn cluster add` makes one known here"),
+        _ => None,
+    }
+}
+
 fn unknown_command(name: &str, nouns: &[String]) -> Failure {
     let mut command = Cli::command();
     for noun in nouns {
@@ -181,6 +195,11 @@ fn unknown_command(name: &str, nouns: &[String]) -> Failure {
         .collect();
     let near = nearest(name, verbs.iter().map(String::as_str));
     let noun = nouns.join(" ");
+    if nouns.is_empty()
+        && let Some(hint) = hint_of_the_originals(name)
+    {
+        return Failure::new(format!("{name} is not a flynn command. See 'flynn help'")).with_hint(hint);
+    }
     match (nouns, near) {
         ([], Some(near)) => Failure::new(format!("{name} is not a flynn command. See 'flynn help'"))
             .with_hint(format!("did you mean `flynn {near}`?")),

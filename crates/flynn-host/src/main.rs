@@ -9,10 +9,12 @@ mod cluster;
 mod config;
 mod daemon_command;
 mod df;
+mod drain;
 mod format;
 mod host_client;
 mod images;
 mod keeper;
+mod lab;
 mod log_sink;
 mod operate;
 mod restore;
@@ -230,6 +232,27 @@ enum Command {
         #[arg(long)]
         remove_state: bool,
     },
+    /// Move a host's jobs elsewhere, before it is switched off
+    ///
+    /// Returns when they are gone. Each ends when another serves in its place; jobs whose volumes are on the host
+    /// stay, and one-off jobs run to their end.
+    ///
+    /// Example:
+    ///   $ flynn-host drain host2
+    #[command(verbatim_doc_comment)]
+    Drain {
+        host: String,
+        /// Seconds to wait for jobs to leave
+        #[arg(long, default_value_t = 300)]
+        timeout: u64,
+    },
+    /// Let jobs be started on a host again
+    Undrain { host: String },
+    /// Try a whole cluster on this machine: hosts in namespaces, power cuts, partitions
+    Lab(lab::LabArgs),
+    /// The first process of a lab's host
+    #[command(hide = true)]
+    LabInit { inside: String },
     /// Called by git when somebody pushes
     #[command(hide = true)]
     GitHook,
@@ -258,6 +281,12 @@ fn main() -> ExitCode {
     if matches!(cli.command, Command::GitHook) {
         return builder::hook::main();
     }
+    if let Command::LabInit { inside } = &cli.command {
+        return lab::inside::main(inside);
+    }
+    if matches!(cli.command, Command::Lab(_)) {
+        return run_lab(cli);
+    }
     if let Command::ConvertLayer { limits, jail } = &cli.command {
         return registry::convert_layer(limits, jail);
     }
@@ -268,6 +297,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_lab(cli: Cli) -> ExitCode {
+    let Command::Lab(args) = cli.command else {
+        unreachable!("only called for labs")
+    };
+    Config::load(&cli.config)
+        .and_then(|config| lab::run(args, config))
+        .unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        })
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
@@ -320,6 +361,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 command: LogSinkCommand::List { host, json },
             } => log_sink::list(&config, host.as_deref(), json).await,
             Command::Volume { command } => volumes::run(&config, command).await,
+            Command::Drain { host, timeout } => {
+                drain::drain(&config, &host, std::time::Duration::from_secs(timeout)).await
+            }
+            Command::Undrain { host } => drain::undrain(&config, &host).await,
             Command::Df { json } => df::run(&config, json),
             Command::CliAdd => operate::cli_add_command(&config),
             Command::Restore { file } => restore::run(&config, &file).await,
@@ -327,7 +372,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 update::run(&config, &programs, std::time::Duration::from_secs(timeout)).await
             }
             Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
-            Command::Version | Command::GitHook | Command::ConvertLayer { .. } => {
+            Command::Version
+            | Command::GitHook
+            | Command::Lab(_)
+            | Command::LabInit { .. }
+            | Command::ConvertLayer { .. } => {
                 unreachable!("handled before the configuration is read")
             }
         }

@@ -16,7 +16,13 @@ pub fn query(bytes: &[u8]) {
                 "{:?}",
                 question.name
             );
-            discovery::answer(&registry, question, "flynn.localhost", router, bytes.len())
+            discovery::answer(
+                &registry,
+                question,
+                &["flynn.localhost".to_owned()],
+                router,
+                bytes.len(),
+            )
         };
         let answer = match reply(bytes, transport, find) {
             Reply::Answer(answer) | Reply::Forward { otherwise: answer } => answer,

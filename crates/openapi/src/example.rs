@@ -36,6 +36,7 @@ pub fn release() -> Value {
         "id": RELEASE,
         "app_id": APP,
         "artifacts": [ARTIFACT],
+        "artifact": ARTIFACT,
         "env": {"DATABASE_URL": "postgres://db/shop"},
         "meta": {"git": "true", "git.commit": "8a1f0c2"},
         "processes": {"web": {

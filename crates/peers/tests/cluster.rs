@@ -350,6 +350,7 @@ async fn only_members_get_through_the_port_and_a_removed_one_is_nobody() {
         id: "host1".parse().unwrap(),
         addr: String::new(),
         tags: BTreeMap::new(),
+        is_draining: false,
         state: HostState::Up,
         memory_bytes: 0,
         cpu_milli: 0,

@@ -421,7 +421,7 @@ fn listen(app: &App, process: &mut ProcessType, image: &Image) {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1001:Node:/home/node:/bin/sh\nbad\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1001:Node:/srv/node:/bin/sh\nbad\n";
     const GROUP: &str = "root:x:0:\nnode:x:1001:\nvideo:x:44:root,node\nstaff:x:50:\n";
 
     #[test]
@@ -434,9 +434,9 @@ mod tests {
             assert!(told.contains(expected), "{text}: {told}");
         };
         check("", "0:0 [0, 44] /root");
-        check("node", "1000:1001 [1001, 44] /home/node");
-        check("1000", "1000:1001 [1001, 44] /home/node");
-        check("node:staff", "1000:50 [] /home/node");
+        check("node", "1000:1001 [1001, 44] /srv/node");
+        check("1000", "1000:1001 [1001, 44] /srv/node");
+        check("node:staff", "1000:50 [] /srv/node");
         check("7:9", "7:9 [] /");
         check("7", "7:0 [] /");
         check("nobody", "not in its /etc/passwd");
@@ -466,7 +466,7 @@ mod tests {
         assert_eq!(entrypoint.args, ["/serve", "--all"]);
         assert_eq!(
             (entrypoint.env["A"].as_str(), entrypoint.env["HOME"].as_str()),
-            ("1=2", "/home/node")
+            ("1=2", "/srv/node")
         );
         assert_eq!(
             (entrypoint.uid, entrypoint.gid, &entrypoint.groups[..]),

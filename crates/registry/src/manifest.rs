@@ -53,7 +53,7 @@ pub struct Platform {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Body {
     Image {
-        config: Descriptor,
+        config: Box<Descriptor>,
         layers: Vec<Descriptor>,
     },
     Index {
@@ -124,7 +124,10 @@ impl Manifest {
                 _ => return invalid("an index has `manifests`, and neither `config` nor `layers`"),
             },
             OCI_MANIFEST | DOCKER_MANIFEST => match (raw.config, raw.layers) {
-                (Some(config), Some(layers)) if raw.manifests.is_none() => Body::Image { config, layers },
+                (Some(config), Some(layers)) if raw.manifests.is_none() => Body::Image {
+                    config: Box::new(config),
+                    layers,
+                },
                 _ => return invalid("a manifest has `config` and `layers`, and no `manifests`"),
             },
             other => {
@@ -149,7 +152,7 @@ impl Manifest {
     /// What it needs of the repository's blobs. Layers that are somewhere else are not among them.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         let (config, layers) = match &self.body {
-            Body::Image { config, layers } => (Some(config), &layers[..]),
+            Body::Image { config, layers } => (Some(&**config), &layers[..]),
             Body::Index { .. } => (None, &[][..]),
         };
         config

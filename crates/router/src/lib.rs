@@ -201,9 +201,15 @@ async fn begin_serving(
         // The sender may be gone without one: then nothing is waited for.
         let _ = tables.wait_for(|table| table.version > first).await;
     };
+    let unreachable = async {
+        // A feed that does not say so may still bring a table.
+        if is_out_of_reach.wait_for(|is_so| *is_so).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         () = newer => {}
-        _ = is_out_of_reach.wait_for(|is_so| *is_so) => {}
+        () = unreachable => {}
         _ = stopped.wait_for(|stopped| *stopped) => {}
         () = tokio::time::sleep(config.timeouts.first_table) => {}
     }

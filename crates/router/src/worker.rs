@@ -102,9 +102,14 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
     worker.shared.applied(worker.index, version);
     for listening in start.listeners {
         let listener = TcpListener::from_std(listening.listener)?;
-        let (worker, mut begin) = (worker.clone(), start.begin.clone());
+        let (worker, mut begin, tables) = (worker.clone(), start.begin.clone(), start.tables.clone());
         spawn_local(async move {
             let _ = begin.wait_for(|begun| *begun).await;
+            // The table that was waited for may not have been taken over by this thread yet.
+            let newest = tables.borrow().clone();
+            if newest.version > worker.table().live.version {
+                worker.take_over(newest);
+            }
             worker.accept(listener, listening.kind, 0).await;
         });
     }

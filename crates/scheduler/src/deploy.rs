@@ -129,11 +129,7 @@ fn advance<'a>(
             rollout.by_steps(new, &target, Order::UpFirst { batch: 1 }, wake)
         }
         Strategy::InBatches => {
-            let up = index
-                .hosts
-                .iter()
-                .filter(|view| view.standing == Standing::Up)
-                .count();
+            let up = index.hosts.iter().filter(|view| view.is_open()).count();
             let batch = deployment.deploy_batch_size.unwrap_or(up as u32).max(1);
             rollout.by_steps(new, &target, Order::UpFirst { batch }, wake)
         }
@@ -337,7 +333,7 @@ impl<'a> Rollout<'_, 'a> {
             .get(name);
         let mut hosts = (0..)
             .zip(&self.index.hosts)
-            .filter(|(_, view)| view.standing != Standing::Gone);
+            .filter(|(_, view)| view.standing != Standing::Gone && !view.host.is_draining);
         hosts.all(|(at, view)| hosts_served.contains(&at) || !view.has(tags))
     }
 

@@ -1,8 +1,8 @@
 //! What is missing and what is too many, per (app, release, type).
 //!
-//! An omni type has one job on each host that is up and has its tags; any other has as many jobs as
-//! its count. A job on a host that no longer has its type's tags goes when another is up in its
-//! place.
+//! An omni type has one job on each host that is up, not being drained, and has its tags; any other has as
+//! many jobs as its count. A job on a host that no longer has its type's tags, or is being drained, goes when
+//! another is up in its place; an omni one needs no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,7 +40,7 @@ pub(crate) struct Batch<'w, 'a> {
 pub(crate) fn compare<'w, 'a>(index: &Index<'a>, wanted: &'w Wanted<'a>, wake: &mut Wake) -> Changes<'w, 'a> {
     let mut changes = Changes::default();
     let nothing = Group::default();
-    let mut keys = wanted.keys();
+    let mut keys = wanted.keys(&index.attention);
     keys.extend(index.groups.keys().copied());
     for key in keys {
         let group = index.groups.get(&key).unwrap_or(&nothing);
@@ -66,7 +66,7 @@ pub(crate) fn compare<'w, 'a>(index: &Index<'a>, wanted: &'w Wanted<'a>, wake: &
         .filter(|job| job.state == JobState::Pending && !is_unwanted(job));
     changes.batches.extend(one_offs.map(|job| Batch {
         key: None,
-        need: Need::of_one_off(index.cluster, job),
+        need: Need::of_job(&index.cluster.releases, job),
         pending: vec![job],
         new: Vec::new(),
     }));
@@ -140,22 +140,27 @@ fn compare_counted<'a>(
         job.host
             .as_ref()
             .and_then(|host| index.view(host))
-            .is_none_or(|view| view.has(want.tags))
+            .is_none_or(|view| view.has(want.tags) && !view.host.is_draining)
             // Elsewhere it would be without its data.
             || volumes::is_bound(want.process, job)
     };
     let (mut fitting, mut misplaced): (Vec<&Job>, Vec<&Job>) = active.into_iter().partition(fits);
 
-    let serving = fitting.iter().filter(|job| surplus::serves(index, job)).count();
-    let misplaced_kept = count.saturating_sub(serving).min(misplaced.len());
-    surplus::sort(index, &mut misplaced);
-    misplaced.truncate(misplaced.len() - misplaced_kept);
-
     let holes = count.saturating_sub(fitting.len());
-    surplus::sort(index, &mut fitting);
-    fitting.truncate(fitting.len().saturating_sub(count));
-    fitting.extend(misplaced);
-    (fitting, vec![None; holes])
+    if !misplaced.is_empty() {
+        let serving = fitting.iter().filter(|job| surplus::serves(index, job)).count();
+        let misplaced_kept = count.saturating_sub(serving).min(misplaced.len());
+        surplus::sort(index, &mut misplaced);
+        misplaced.truncate(misplaced.len() - misplaced_kept);
+    }
+    let mut unwanted = misplaced;
+    if fitting.len() > count {
+        surplus::sort(index, &mut fitting);
+        fitting.truncate(fitting.len() - count);
+        fitting.append(&mut unwanted);
+        unwanted = fitting;
+    }
+    (unwanted, vec![None; holes])
 }
 
 fn compare_omni<'a>(index: &Index<'a>, active: &[&'a Job], want: &Want) -> (Vec<&'a Job>, Vec<Hole<'a>>) {
@@ -165,7 +170,9 @@ fn compare_omni<'a>(index: &Index<'a>, active: &[&'a Job], want: &Want) -> (Vec<
         let position = index.host_position(job).filter(|at| {
             let view = &index.hosts[*at as usize];
             // What runs on a silent host is not stopped for that; what only waits for one is.
-            view.has(want.tags) && (job.host.is_some() || view.standing != Standing::Gone)
+            view.has(want.tags)
+                && !view.host.is_draining
+                && (job.host.is_some() || view.standing != Standing::Gone)
         });
         match position {
             Some(at) => by_host.entry(at).or_default().push(job),
@@ -179,9 +186,7 @@ fn compare_omni<'a>(index: &Index<'a>, active: &[&'a Job], want: &Want) -> (Vec<
     }
     let holes = (0..)
         .zip(&index.hosts)
-        .filter(|(at, view)| {
-            view.standing == Standing::Up && view.has(want.tags) && !by_host.contains_key(at)
-        })
+        .filter(|(at, view)| view.is_open() && view.has(want.tags) && !by_host.contains_key(at))
         .map(|(_, view)| Some(view.host))
         .collect();
     (unwanted, holes)

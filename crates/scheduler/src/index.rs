@@ -1,12 +1,17 @@
 //! The cluster as a plan looks at it: jobs by (app, release, type), and what is known of each host.
 //!
-//! Built once per plan in one pass over the jobs. Jobs that this plan declares lost are in no group.
+//! Groups are those of formations that have the plan's attention; all others are as they should be. Jobs that
+//! this plan declares lost are in no group.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use types::{AppId, Host, HostId, HostState, Job, JobId, JobState, ReleaseId, Timestamp};
 
-use crate::{Action, Cluster, META_HOST, SILENCE_MAX, Wake, restart};
+use crate::{
+    Action, Cluster, META_HOST, SILENCE_MAX, Wake,
+    memory::{FormationKey, Memory, key_of},
+    restart,
+};
 
 /// What a formation counts by.
 pub(crate) type GroupKey<'a> = (AppId, ReleaseId, &'a str);
@@ -41,6 +46,7 @@ pub(crate) struct HostView<'a> {
 }
 
 pub(crate) struct Index<'a> {
+    pub memory: &'a Memory,
     pub cluster: &'a Cluster,
     pub now: Timestamp,
     /// By id; a host's place in here stands for it elsewhere.
@@ -51,32 +57,47 @@ pub(crate) struct Index<'a> {
     pub one_offs: Vec<&'a Job>,
     /// Jobs without release and without being one-off: nobody can have wanted them.
     pub strays: Vec<&'a Job>,
-    lost: Vec<(&'a Job, String)>,
-    lost_ids: BTreeSet<JobId>,
+    /// Formations that are looked at.
+    pub attention: BTreeSet<FormationKey>,
+    lost: BTreeMap<JobId, (&'a Job, String)>,
+}
+
+/// What the cluster believes of each host now: the table says it, and time.
+pub(crate) fn standings(cluster: &Cluster, now: Timestamp) -> BTreeMap<HostId, Standing> {
+    let mut wake = Wake { now, at: None };
+    let views = views(cluster, &mut wake);
+    views
+        .into_iter()
+        .map(|view| (view.host.id.clone(), view.standing))
+        .collect()
+}
+
+fn views<'a>(cluster: &'a Cluster, wake: &mut Wake) -> Vec<HostView<'a>> {
+    let is_any_up = cluster.hosts.values().any(|host| host.state == HostState::Up);
+    let standing = |host: &Host, wake: &mut Wake| match host.state {
+        HostState::Up => Standing::Up,
+        HostState::Silent { since } if wake.is_ahead(since + SILENCE_MAX) || !is_any_up => Standing::Silent,
+        HostState::Silent { .. } => Standing::Gone,
+    };
+    let hosts = cluster.hosts.values();
+    hosts
+        .map(|host| HostView {
+            host,
+            standing: standing(host, wake),
+        })
+        .collect()
 }
 
 impl<'a> Index<'a> {
-    pub fn new(cluster: &'a Cluster, now: Timestamp, wake: &mut Wake) -> Self {
-        let is_any_up = cluster.hosts.values().any(|host| host.state == HostState::Up);
-        let standing = |host: &Host, wake: &mut Wake| match host.state {
-            HostState::Up => Standing::Up,
-            HostState::Silent { since } if wake.is_ahead(since + SILENCE_MAX) || !is_any_up => {
-                Standing::Silent
-            }
-            HostState::Silent { .. } => Standing::Gone,
-        };
-        let hosts = cluster.hosts.values();
-        let hosts: Vec<HostView> = hosts
-            .map(|host| HostView {
-                host,
-                standing: standing(host, wake),
-            })
-            .collect();
+    pub fn new(memory: &'a Memory, now: Timestamp, wake: &mut Wake) -> Self {
+        let cluster = &memory.cluster;
+        let hosts = views(cluster, wake);
         let positions = (0..)
             .zip(&hosts)
             .map(|(at, view)| (view.host.id.as_str(), at))
             .collect();
         let mut index = Index {
+            memory,
             cluster,
             now,
             hosts,
@@ -84,51 +105,74 @@ impl<'a> Index<'a> {
             groups: BTreeMap::new(),
             one_offs: Vec::new(),
             strays: Vec::new(),
-            lost: Vec::new(),
-            lost_ids: BTreeSet::new(),
+            attention: memory.attention.clone(),
+            lost: BTreeMap::new(),
         };
+        index.find_lost();
+        index.attend();
         index.sort_jobs();
         index
     }
 
-    fn sort_jobs(&mut self) {
-        for job in self.cluster.jobs.values() {
-            let is_running = matches!(job.state, JobState::Starting | JobState::Up | JobState::Stopping);
-            if is_running && let Some(why) = self.why_lost(job) {
-                self.lost.push((job, why));
-                self.lost_ids.insert(job.id);
-                continue;
-            }
-            if job.one_off.is_some() {
-                if job.state != JobState::Down {
-                    self.one_offs.push(job);
-                }
-                continue;
-            }
-            let Some(release) = job.release else {
-                if job.state != JobState::Down {
-                    self.strays.push(job);
-                }
-                continue;
-            };
-            let group = self
-                .groups
-                .entry((job.app, release, &job.process_type))
-                .or_default();
-            group.followed.extend(restart::replaced_by(job));
-            if restart::is_crash(job) {
-                group.crashed.push(job);
-            }
-            match job.state {
-                JobState::Pending | JobState::Starting | JobState::Up => group.active.push(job),
-                JobState::Stopping => group.stopping.push(job),
-                JobState::Down => {}
+    fn find_lost(&mut self) {
+        let memory = self.memory;
+        let by_host = memory
+            .by_host
+            .iter()
+            .map(|(host, here)| (Some(host), &here.running));
+        for (host, jobs) in by_host.chain([(None, &memory.homeless)]) {
+            if !jobs.is_empty()
+                && let Some(why) = self.why_lost(host)
+            {
+                let lost = jobs.iter().map(|(id, job)| (*id, (&**job, why.clone())));
+                self.lost.extend(lost);
             }
         }
     }
 
-    fn why_lost(&self, job: &Job) -> Option<String> {
-        let Some(host) = &job.host else {
+    /// Beside what the memory has noted: what lost a job now, and what is on the way to something.
+    fn attend(&mut self) {
+        let lost = self.lost.values().filter_map(|(job, _)| key_of(job));
+        self.attention.extend(lost);
+        for deployment in self.cluster.deployments.values() {
+            self.attention.insert((deployment.app, deployment.new_release));
+            self.attention
+                .extend(deployment.old_release.map(|old| (deployment.app, old)));
+        }
+        let requests = self.cluster.scale_requests.values();
+        self.attention
+            .extend(requests.map(|request| (request.app, request.release)));
+    }
+
+    fn sort_jobs(&mut self) {
+        let memory = self.memory;
+        for key in &self.attention {
+            for (process_type, members) in memory.groups.get(key).into_iter().flatten() {
+                let mut group = Group::default();
+                for job in members.values().filter(|job| !self.lost.contains_key(&job.id)) {
+                    group.followed.extend(restart::replaced_by(job));
+                    if restart::is_crash(job) {
+                        group.crashed.push(job);
+                    }
+                    match job.state {
+                        JobState::Pending | JobState::Starting | JobState::Up => group.active.push(job),
+                        JobState::Stopping => group.stopping.push(job),
+                        JobState::Down => {}
+                    }
+                }
+                self.groups.insert((key.0, key.1, process_type), group);
+            }
+        }
+        let is_lost = |job: &&Job| self.lost.contains_key(&job.id);
+        let loose = |jobs: &'a BTreeMap<JobId, std::sync::Arc<Job>>| -> Vec<&'a Job> {
+            let jobs = jobs.values().map(|job| &**job);
+            jobs.filter(|job| !is_lost(job)).collect()
+        };
+        (self.one_offs, self.strays) = (loose(&memory.one_offs), loose(&memory.strays));
+    }
+
+    fn why_lost(&self, host: Option<&HostId>) -> Option<String> {
+        let Some(host) = host else {
             return Some("it has no host".to_owned());
         };
         match self.view(host) {
@@ -141,7 +185,7 @@ impl<'a> Index<'a> {
     }
 
     pub fn lost_jobs(&self) -> impl Iterator<Item = Action> {
-        self.lost.iter().map(|(job, why)| Action::LoseJob {
+        self.lost.values().map(|(job, why)| Action::LoseJob {
             job: job.id,
             why: why.clone(),
             label: self.label(job),
@@ -150,7 +194,7 @@ impl<'a> Index<'a> {
 
     /// Whether this plan declares it lost.
     pub fn is_lost(&self, job: JobId) -> bool {
-        self.lost_ids.contains(&job)
+        self.lost.contains_key(&job)
     }
 
     pub fn group(&self, app: AppId, release: ReleaseId, process_type: &'a str) -> Option<&Group<'a>> {
@@ -191,6 +235,11 @@ impl<'a> Index<'a> {
 }
 
 impl HostView<'_> {
+    /// Whether jobs may be started on it.
+    pub fn is_open(&self) -> bool {
+        self.standing == Standing::Up && !self.host.is_draining
+    }
+
     pub fn has(&self, tags: Option<&BTreeMap<String, String>>) -> bool {
         tags.is_none_or(|tags| {
             tags.iter()

@@ -1,7 +1,7 @@
 //! A host for every pending job, or the reason why there is none.
 //!
-//! A host can take a job if it is up, has the tags, and has the memory free that the job's type
-//! requests. Of those: the fewest jobs of the same group first, then the least loaded, then by id.
+//! A host can take a job if it is up and not being drained, has the tags, and has the memory free that the job's
+//! type requests. Of those: the fewest jobs of the same group first, then the least loaded, then by id.
 //!
 //! Memory is what a host cannot share, so declared requests are never overcommitted, and stopping
 //! jobs count until they are down. CPU is shared: it is counted to spread load, never to refuse.
@@ -11,12 +11,13 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::LazyLock,
 };
 
-use types::{Job, JobId, ProcessType, Resources, Timestamp, Volume, VolumeId};
+use types::{Job, JobId, ProcessType, Release, ReleaseId, Resources, Table, Timestamp, Volume, VolumeId};
 
 use crate::{
-    Action, Cluster, META_HOST, Wake,
+    Action, META_HOST, Wake,
     diff::{Batch, Changes},
     index::{GroupKey, Index, Standing},
     volumes::{self, Ask, Found, Pool},
@@ -29,6 +30,9 @@ use crate::{
 /// number until the kernel kills something. 64 MiB is what a small idle web process takes. Releases
 /// are stored with the defaults filled in, so a request of exactly the default counts as undeclared.
 pub const MEMORY_UNDECLARED_BYTES: i64 = 64 << 20;
+
+/// What releases are stored with where they declare nothing. Asked for once for every job.
+static MEMORY_DEFAULT_BYTES: LazyLock<i64> = LazyLock::new(|| Resources::default().request("memory"));
 
 /// Hosts that are looked at in order of load before all are compared.
 const WALK_MAX: usize = 16;
@@ -51,21 +55,16 @@ impl<'w> Need<'w> {
         }
     }
 
-    pub fn of_one_off(cluster: &Cluster, job: &Job) -> Self {
+    /// What a job asks for, whatever it is. Tags are its formation's to say.
+    pub fn of_job(releases: &Table<ReleaseId, Release>, job: &Job) -> Self {
         let own = job
             .one_off
             .as_ref()
             .map(|one_off| &one_off.resources)
             .filter(|own| !own.0.is_empty());
         let of_type = || {
-            Some(
-                &cluster
-                    .releases
-                    .get(&job.release?)?
-                    .processes
-                    .get(&job.process_type)?
-                    .resources,
-            )
+            let process = releases.get(&job.release?)?.processes.get(&job.process_type)?;
+            Some(&process.resources)
         };
         own.or_else(of_type)
             .map_or_else(|| Need::of_resources(&Resources::default()), Need::of_resources)
@@ -73,7 +72,7 @@ impl<'w> Need<'w> {
 
     fn of_resources(resources: &Resources) -> Self {
         let memory_bytes = match resources.request("memory") {
-            request if request == Resources::default().request("memory") => MEMORY_UNDECLARED_BYTES,
+            request if request == *MEMORY_DEFAULT_BYTES => MEMORY_UNDECLARED_BYTES,
             request => request.max(0),
         };
         Need {
@@ -152,14 +151,16 @@ fn units<'b, 'a>(index: &Index<'a>, changes: &'b Changes<'b, 'a>) -> Vec<Unit<'b
 struct Places<'i, 'a> {
     index: &'i Index<'a>,
     slots: Vec<Slot>,
-    /// Hosts that are up, by load.
+    /// Hosts that take jobs, by load.
     by_load: BTreeSet<(u64, u32)>,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Slot {
-    memory_taken_bytes: i64,
-    cpu_taken_milli: i64,
+/// What jobs take of a host. Wide, as requests are whatever users wrote, and what is given back must be what
+/// was taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Slot {
+    memory_taken_bytes: i128,
+    cpu_taken_milli: i128,
 }
 
 struct Placed<'b, 'a> {
@@ -188,49 +189,24 @@ impl<'i, 'a> Places<'i, 'a> {
             slots: vec![Slot::default(); index.hosts.len()],
             by_load: BTreeSet::new(),
         };
-        for (&(_, release, process_type), group) in &index.groups {
-            let process = index
-                .cluster
-                .releases
-                .get(&release)
-                .and_then(|row| row.processes.get(process_type));
-            let need = process.map_or_else(
-                || Need::of_resources(&Resources::default()),
-                |p| Need::of_type(p, None),
-            );
-            for job in group.active.iter().chain(&group.stopping) {
-                places.take(job, need);
-            }
+        for (slot, view) in places.slots.iter_mut().zip(&index.hosts) {
+            *slot = index
+                .memory
+                .by_host
+                .get(&view.host.id)
+                .map_or(Slot::default(), |here| here.taken);
         }
-        for job in &index.one_offs {
-            places.take(job, Need::of_one_off(index.cluster, job));
-        }
-        for job in &index.strays {
-            places.take(job, Need::of_resources(&Resources::default()));
-        }
-        let up = (0..)
-            .zip(&index.hosts)
-            .filter(|(_, view)| view.standing == Standing::Up);
+        let up = (0..).zip(&index.hosts).filter(|(_, view)| view.is_open());
         places.by_load = up.map(|(at, _)| (places.load(at), at)).collect();
         places
-    }
-
-    fn take(&mut self, job: &Job, need: Need) {
-        let position = job
-            .host
-            .as_ref()
-            .and_then(|host| self.index.position(host.as_str()));
-        if let Some(at) = position {
-            self.slots[at as usize].add(need);
-        }
     }
 
     /// Millionths of the host's processors and memory that are spoken for, together. Requests are
     /// whatever users wrote, so there is a most.
     fn load(&self, at: u32) -> u64 {
         let (slot, host) = (&self.slots[at as usize], self.index.hosts[at as usize].host);
-        let part = |taken: i64, of: i64| {
-            let millionths = i128::from(taken) * 1_000_000 / i128::from(of.max(1));
+        let part = |taken: i128, of: i64| {
+            let millionths = taken * 1_000_000 / i128::from(of.max(1));
             u64::try_from(millionths).unwrap_or(u64::MAX)
         };
         let memory = if host.memory_bytes > 0 {
@@ -251,10 +227,16 @@ impl<'i, 'a> Places<'i, 'a> {
         if host.memory_bytes <= 0 {
             return i64::MAX;
         }
-        host.memory_bytes - self.slots[at as usize].memory_taken_bytes
+        let free = i128::from(host.memory_bytes) - self.slots[at as usize].memory_taken_bytes;
+        i64::try_from(free).unwrap_or(i64::MIN)
     }
 
     fn can_take(&self, at: u32, need: Need) -> bool {
+        self.index.hosts[at as usize].is_open() && self.can_hold(at, need)
+    }
+
+    /// The same for a job whose data are there: it can be nowhere else, also while the host is drained.
+    fn can_hold(&self, at: u32, need: Need) -> bool {
         let view = &self.index.hosts[at as usize];
         view.standing == Standing::Up
             && view.has(need.tags)
@@ -262,9 +244,12 @@ impl<'i, 'a> Places<'i, 'a> {
     }
 
     fn put(&mut self, at: u32, need: Need) {
-        self.by_load.remove(&(self.load(at), at));
+        // One that is being drained is not there, and takes only what has its data there.
+        let is_open = self.by_load.remove(&(self.load(at), at));
         self.slots[at as usize].add(need);
-        self.by_load.insert((self.load(at), at));
+        if is_open {
+            self.by_load.insert((self.load(at), at));
+        }
     }
 
     fn place_unit<'b>(
@@ -339,10 +324,13 @@ impl<'i, 'a> Places<'i, 'a> {
         let outcome = match pool.find(job.app, asks, only) {
             Found::Nothing => return None,
             Found::Held(why) => Outcome::Held(why),
-            Found::Free(hosts) => match hosts.iter().find(|(at, _)| self.can_take(*at, need)) {
-                Some((at, _)) => return Some(Outcome::Host(*at)),
-                None => Outcome::NotAt(hosts[0].0, hosts[0].1),
-            },
+            Found::Free(hosts) => {
+                let open = hosts.iter().find(|(at, _)| self.can_take(*at, need));
+                match open.or_else(|| hosts.iter().find(|(at, _)| self.can_hold(*at, need))) {
+                    Some((at, _)) => return Some(Outcome::Host(*at)),
+                    None => Outcome::NotAt(hosts[0].0, hosts[0].1),
+                }
+            }
         };
         pool.count_on(job.app, asks, only);
         Some(outcome)
@@ -411,6 +399,9 @@ impl<'i, 'a> Places<'i, 'a> {
         if self.index.hosts[at as usize].standing != Standing::Up {
             return format!("host {host} does not answer");
         }
+        if self.index.hosts[at as usize].host.is_draining {
+            return format!("host {host} is being drained");
+        }
         if !self.index.hosts[at as usize].has(need.tags) {
             return format!("host {host} has not the tags {}", in_one(need.tags));
         }
@@ -421,7 +412,11 @@ impl<'i, 'a> Places<'i, 'a> {
     fn why_nowhere(&self, need: Need) -> String {
         let up = || self.by_load.iter().map(|(_, at)| *at);
         if self.by_load.is_empty() {
-            return "no host is up".to_owned();
+            let is_any_up = self.index.hosts.iter().any(|view| view.standing == Standing::Up);
+            return match is_any_up {
+                true => "every host that is up is being drained".to_owned(),
+                false => "no host is up".to_owned(),
+            };
         }
         let tags = in_one(need.tags);
         let mut fitting: Vec<u32> = up()
@@ -467,9 +462,14 @@ impl<'i, 'a> Places<'i, 'a> {
 }
 
 impl Slot {
-    fn add(&mut self, need: Need) {
-        self.memory_taken_bytes = self.memory_taken_bytes.saturating_add(need.memory_bytes);
-        self.cpu_taken_milli = self.cpu_taken_milli.saturating_add(need.cpu_milli);
+    pub fn add(&mut self, need: Need) {
+        self.memory_taken_bytes += i128::from(need.memory_bytes);
+        self.cpu_taken_milli += i128::from(need.cpu_milli);
+    }
+
+    pub fn subtract(&mut self, need: Need) {
+        self.memory_taken_bytes -= i128::from(need.memory_bytes);
+        self.cpu_taken_milli -= i128::from(need.cpu_milli);
     }
 }
 

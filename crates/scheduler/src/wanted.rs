@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use types::{AppId, Formation, ProcessType, Release, ReleaseId, Table, Timestamp};
 
-use crate::{Cluster, index::GroupKey};
+use crate::{Cluster, index::GroupKey, memory::FormationKey};
 
 pub(crate) struct Wanted<'a> {
     cluster: &'a Cluster,
@@ -65,10 +65,11 @@ impl<'a> Wanted<'a> {
         })
     }
 
-    /// Every (app, release, type) of which something is wanted.
-    pub fn keys(&self) -> BTreeSet<GroupKey<'a>> {
+    /// Every (app, release, type) of these formations, and of those that were changed, of which something
+    /// is wanted.
+    pub fn keys(&self, formations: &BTreeSet<FormationKey>) -> BTreeSet<GroupKey<'a>> {
         let mut keys = BTreeSet::new();
-        for &(app, release) in self.stored.keys().chain(self.changed.keys()) {
+        for &(app, release) in formations.iter().chain(self.changed.keys()) {
             let Some(row) = self.startable(app, release) else {
                 continue;
             };
@@ -79,6 +80,14 @@ impl<'a> Wanted<'a> {
             keys.extend(types.filter(|key| self.want(*key).is_some()));
         }
         keys
+    }
+
+    /// Whether what a formation is to have depends on which hosts there are.
+    pub fn goes_by_hosts(&self, (app, release): FormationKey) -> bool {
+        let has_tags = |formation: &Formation| formation.tags.values().any(|tags| !tags.is_empty());
+        let has_omni = |row: &Release| row.processes.values().any(|process| process.omni);
+        self.formation(app, release).is_some_and(has_tags)
+            || self.startable(app, release).is_some_and(has_omni)
     }
 
     fn startable(&self, app: AppId, release: ReleaseId) -> Option<&'a Release> {

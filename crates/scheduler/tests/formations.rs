@@ -143,16 +143,16 @@ fn several_crashes_each_have_their_own_restart() {
 fn a_silent_host_keeps_its_jobs_for_a_while_and_gets_no_new_ones() {
     let world = "host a silent=3; host b; want v1 web=2; job w1 v1/web up a";
     check(world, "create web.new1 of v1\nstart web.new1 on b");
-    check_wake(world, Some(3000));
+    check_wake(world, Some(2000));
 }
 
 #[test]
 fn a_host_that_stays_silent_gives_its_jobs_to_the_others() {
     check(
-        "host a silent=6; host b; want v1 web=1; job w1 v1/web up a; job w2 v1/web stopping a; job r1 v1/run up a oneoff",
-        "lose web.w2: host a was silent for 6 s
-         lose web.w1: host a was silent for 6 s
-         lose run.r1: host a was silent for 6 s
+        "host a silent=5; host b; want v1 web=1; job w1 v1/web up a; job w2 v1/web stopping a; job r1 v1/run up a oneoff",
+        "lose web.w2: host a was silent for 5 s
+         lose web.w1: host a was silent for 5 s
+         lose run.r1: host a was silent for 5 s
          create web.new1 of v1
          start web.new1 on b",
     );

@@ -130,3 +130,70 @@ fn a_one_off_goes_to_the_host_that_it_asks_for() {
     );
     check("host a; job r v1/ pending oneoff", "start run.r on a");
 }
+
+#[test]
+fn nothing_is_started_on_a_host_that_is_being_drained() {
+    check(
+        "host a draining; host b; want v1 web=2 agent=1",
+        "create agent.new1 of v1
+         start agent.new1 on b
+         create web.new2 of v1
+         start web.new2 on b
+         create web.new3 of v1
+         start web.new3 on b",
+    );
+    check(
+        "host a draining; want v1 web=1",
+        "create web.new1 of v1, waits: every host that is up is being drained",
+    );
+    check(
+        "host a draining; host b; job r v1/ pending oneoff for=a",
+        "wait run.r: host a is being drained",
+    );
+}
+
+#[test]
+fn a_drained_host_loses_a_job_when_another_serves_in_its_place() {
+    check(
+        "host a draining; host b; want v1 web=1; job w v1/web up a",
+        "create web.new1 of v1
+         start web.new1 on b",
+    );
+    check(
+        "host a draining; host b; want v1 web=1; job w v1/web up a; job x v1/web starting b",
+        "",
+    );
+    check(
+        "host a draining; host b; want v1 web=1; job w v1/web up a; job x v1/web up b",
+        "stop web.w: unwanted",
+    );
+}
+
+#[test]
+fn a_drained_host_that_is_the_only_one_keeps_its_jobs() {
+    check(
+        "host a draining; want v1 web=1; job w v1/web up a",
+        "create web.new1 of v1, waits: every host that is up is being drained",
+    );
+}
+
+#[test]
+fn a_host_that_is_no_longer_drained_keeps_what_has_not_moved() {
+    check(
+        "host a; host b; want v1 web=1; job w v1/web up a; job x v1/web starting b",
+        "stop web.x: unwanted",
+    );
+}
+
+#[test]
+fn data_stay_on_a_drained_host_and_their_job_with_them() {
+    check(
+        "host a draining; host b; want v1 store=1; job s v1/store up a; volume d store a job=s",
+        "",
+    );
+    check(
+        "host a draining; host b; want v1 store=1; volume d store a",
+        "create store.new1 of v1
+         start store.new1 on a with volume d with a new volume at /tmp/x",
+    );
+}

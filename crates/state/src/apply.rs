@@ -99,6 +99,7 @@ impl State {
             Change::Restore { rows, host } => self.restore(rows, &host),
             Change::PutHost { host } => self.put_host(host),
             Change::SetHostState { host, state } => self.set_host_state(&host, state),
+            Change::SetHostDraining { host, is_draining } => self.set_host_draining(&host, is_draining),
             Change::RemoveHost { host } => {
                 self.hosts.remove(&host);
                 self.forget_volumes_on(at, &host);
@@ -127,3 +128,5 @@ mod collecting;
 mod resources;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod volumes;

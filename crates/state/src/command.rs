@@ -209,6 +209,11 @@ pub enum Change {
         host: HostId,
         state: HostState,
     },
+    /// Whether a host's jobs are to move elsewhere.
+    SetHostDraining {
+        host: HostId,
+        is_draining: bool,
+    },
     RemoveHost {
         host: HostId,
     },

@@ -62,6 +62,11 @@ impl State {
         if !move_on(&mut job, at, change) {
             return Ok(());
         }
+        if looks_the_same(found, &job) {
+            // Whoever prints a line for each event would print the last one again.
+            self.jobs.insert(id, Arc::new(job));
+            return Ok(());
+        }
         job.updated_at = at;
         let has_ended = job.state == JobState::Down;
         let (app, release) = (job.app, job.release);
@@ -121,6 +126,22 @@ impl State {
             }
         }
     }
+}
+
+/// Whether users see the same job before and after: an address, a failed check or the last request that
+/// was answered matter to the platform only.
+fn looks_the_same(before: &Job, after: &Job) -> bool {
+    let shown = |job: &Job| {
+        let where_it_is = (job.host.clone(), job.volumes.clone());
+        (
+            job.state,
+            where_it_is,
+            job.waiting.clone(),
+            job.run_at,
+            job.exit.clone(),
+        )
+    };
+    shown(before) == shown(after)
 }
 
 /// Changes the job, or says that the change comes too late to matter.

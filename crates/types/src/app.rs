@@ -10,6 +10,9 @@ pub const DEFAULT_DEPLOY_TIMEOUT_S: i32 = 120;
 /// App metadata: how many inactive releases made by git are kept, a number or `false`.
 pub const META_GC_RELEASES_MAX: &str = "gc.max_inactive_slug_releases";
 
+/// App metadata: ids of the apps whose jobs this one's may connect to, with commas between them.
+pub const META_LINKS: &str = "flynn-links";
+
 /// How a new release takes over from the old one.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, schemars::JsonSchema,
@@ -53,5 +56,11 @@ impl App {
             .get("flynn-deploy-batch-size")
             .and_then(|size| size.parse().ok())
             .filter(|size| *size > 0)
+    }
+
+    /// Apps whose jobs this one's may connect to. What is no id is nobody's.
+    pub fn links(&self) -> impl Iterator<Item = AppId> {
+        let ids = self.meta.get(META_LINKS).map(String::as_str).unwrap_or_default();
+        ids.split(',').filter_map(|id| id.trim().parse().ok())
     }
 }

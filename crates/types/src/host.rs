@@ -21,6 +21,9 @@ pub struct Host {
     pub addr: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
+    /// Whether its jobs are moved elsewhere and none are started on it, as an operator asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_draining: bool,
     pub state: HostState,
     pub memory_bytes: i64,
     pub cpu_milli: i64,

@@ -31,7 +31,7 @@ pub mod sink_template;
 mod time;
 mod volume;
 
-pub use app::{App, DEFAULT_DEPLOY_TIMEOUT_S, META_GC_RELEASES_MAX, Strategy};
+pub use app::{App, DEFAULT_DEPLOY_TIMEOUT_S, META_GC_RELEASES_MAX, META_LINKS, Strategy};
 pub use artifact::{
     Artifact, ArtifactType, Digest, Entrypoint, ImageHealthcheck, ImageManifest, Layer, Platform, Rootfs,
 };

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use api::host::{Assignment, HostJob, HostReport, JobReport, NetworkChange, ReportedState};
+use api::host::{Assignment, HostJob, HostReport, HostVolume, JobReport, NetworkChange, ReportedState};
 use axum::{
     Json, Router,
     body::Body,
@@ -17,7 +17,7 @@ use axum::{
 };
 use http::{StatusCode, header};
 use tokio::sync::watch;
-use types::{AppId, JobId};
+use types::{AppId, JobId, VolumeId, VolumeReport};
 
 use crate::machine::Fuse;
 
@@ -42,6 +42,7 @@ pub struct Known {
     pub reports: BTreeMap<JobId, Vec<JobReport>>,
     pub layers: Vec<String>,
     pub apps: Vec<AppId>,
+    pub volumes: Vec<(VolumeId, VolumeReport)>,
 }
 
 impl Known {
@@ -87,6 +88,7 @@ impl Controller {
             .route("/internal/hosts/{host}", put(host))
             .route("/internal/hosts/{host}/assignments", get(assignments))
             .route("/internal/hosts/{host}/jobs/{job}", post(job))
+            .route("/internal/hosts/{host}/volumes/{volume}", post(volume))
             .route(
                 "/internal/layers",
                 get(async |State(it): State<Controller>| Json(it.state().layers.clone())),
@@ -111,6 +113,10 @@ impl Controller {
 
     pub fn stop(&self, job: JobId) {
         self.want(job, Assignment::Stop { job });
+    }
+
+    pub fn ask_for(&self, volume: HostVolume) {
+        self.want(JobId(volume.id.0), Assignment::Volume { volume });
     }
 
     pub fn drain(&self, job: JobId) {
@@ -179,6 +185,15 @@ async fn job(
     }
     it.inner.fuse.burn().await;
     StatusCode::OK.into_response()
+}
+
+async fn volume(
+    State(it): State<Controller>,
+    Path((_, volume)): Path<(String, VolumeId)>,
+    Json(report): Json<VolumeReport>,
+) -> StatusCode {
+    it.state().volumes.push((volume, report));
+    StatusCode::OK
 }
 
 async fn assignments(State(it): State<Controller>) -> Response {

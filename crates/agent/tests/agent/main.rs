@@ -8,3 +8,4 @@ mod machine;
 mod real;
 mod session;
 mod sim;
+mod volumes;

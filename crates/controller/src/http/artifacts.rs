@@ -10,6 +10,8 @@ use axum::{
 use state::Change;
 use types::{Artifact, ArtifactId, Uuid};
 
+use crate::manifests;
+
 use super::{Shared, body::Body, error::Failure, parse_id};
 
 pub async fn list(Extract(controller): Shared) -> Json<Vec<Arc<Artifact>>> {
@@ -41,8 +43,12 @@ pub async fn create(
     if new.uri.is_empty() {
         return Err(Error::validation("uri", "must be set").into());
     }
-    let Some(manifest) = new.manifest else {
-        return Err(Error::validation("manifest", "must be set").into());
+    let manifest = match new.manifest {
+        Some(manifest) => manifest,
+        None => {
+            let hashes = new.hashes.clone().unwrap_or_default();
+            manifests::fetch(&new.uri, new.size.unwrap_or_default(), &hashes).await?
+        }
     };
     let artifact = Artifact {
         id: ArtifactId(Uuid::new_v4()),

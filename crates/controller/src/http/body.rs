@@ -24,6 +24,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
         let bytes = read(request).await?;
+        // No body is a list, but for serde one is a struct whose fields have lost their names.
+        if bytes.trim_ascii_start().starts_with(b"[") {
+            return Err(syntax_error());
+        }
         let value = serde_json::from_slice(&bytes).map_err(|_| syntax_error())?;
         Ok(Body(value))
     }

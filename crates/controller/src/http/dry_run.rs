@@ -35,7 +35,14 @@ pub async fn create(
         Trial::Deploy { mut release } => {
             release.app_id = Some(app_id);
             let Json(release) = releases::create(to(), Body(release)).await?;
-            let _ = deployments::create(to(), Path(app), Body(ReleaseRef { id: release.id })).await?;
+            let _ = deployments::create(
+                to(),
+                Path(app),
+                Body(ReleaseRef {
+                    id: release.release.id,
+                }),
+            )
+            .await?;
         }
         Trial::AddRoute { route: new } => {
             let Json(created) = routes::create(to(), Path(app), Body(new)).await?;

@@ -237,5 +237,10 @@ pub fn expanded(state: &State, formation: &Formation) -> Option<ExpandedFormatio
         .iter()
         .filter_map(|id| state.artifacts.get(id).cloned())
         .collect();
-    Some(ExpandedFormation::of(app, release, artifacts, formation))
+    let is_pending = |request: &&Arc<ScaleRequest>| {
+        request.state == ScaleRequestState::Pending
+            && (request.app, request.release) == (formation.app, formation.release)
+    };
+    let pending = state.scale_requests.values().find(is_pending).cloned();
+    Some(ExpandedFormation::of(app, release, artifacts, formation, pending))
 }

@@ -80,6 +80,7 @@ pub async fn create(
     let id = job.id;
     controller.write(Change::CreateJob { job }).await?;
     if !wants_attach {
+        crate::attach::wait_for_place(&controller, id).await;
         let state = controller.state();
         let job = state.jobs.get(&id).ok_or_else(Error::not_found)?;
         return Ok(Json(event_view::job(&state, job)).into_response());

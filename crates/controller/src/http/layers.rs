@@ -9,7 +9,7 @@ use api::{Code, Error, images::LayerFile};
 use axum::{
     Json,
     body::Body as RawBody,
-    extract::{Path, Query, Request, State as Extract},
+    extract::{Path, Request, State as Extract},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::io::ReaderStream;
 use types::Digest;
 
-use super::{Shared, error::Failure, parse_id};
+use super::{Shared, body::Parameters, error::Failure, parse_id};
 
 /// Longest layer that is taken. The largest of the platform's own is 1.2 GB.
 const LAYER_BYTES_MAX: u64 = 20 << 30;
@@ -43,7 +43,7 @@ pub struct Stat {
 pub async fn get(
     Extract(controller): Shared,
     Path(digest): Path<String>,
-    Query(query): Query<Stat>,
+    Parameters(query): Parameters<Stat>,
 ) -> Result<Response, Failure> {
     let digest: Digest = parse_id(&digest)?;
     let is_here = fs::try_exists(controller.layer_path(&digest)).await;

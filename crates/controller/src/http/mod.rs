@@ -14,6 +14,7 @@ pub mod error;
 mod events;
 mod formation_stream;
 mod formations;
+mod hosts;
 mod internal;
 mod job_update;
 mod jobs;
@@ -86,7 +87,7 @@ pub fn router(controller: Controller) -> Router {
         .route("/apps/{app}/jobs/{job}/exec", post(jobs::exec))
         .route("/active-jobs", get(jobs::active))
         .route("/routes", get(routes::all))
-        .route("/apps/{app}/routes", get(routes::list).post(routes::create))
+        .route("/apps/{app}/routes", get(routes::list).post(routes::post))
         .route(
             "/apps/{app}/routes/{kind}/{route}",
             get(routes::get).put(routes::update).delete(routes::delete),
@@ -125,6 +126,7 @@ pub fn router(controller: Controller) -> Router {
         .route("/apps/{app}/dry-run", post(dry_run::create))
         .route("/layers/{digest}", get(layers::get).put(layers::put))
         .route("/hosts", get(status::hosts))
+        .route("/hosts/{host}/drain", put(hosts::drain).delete(hosts::undrain))
         .route("/.well-known/status", get(status::status))
         .layer(from_fn_with_state(keys.clone(), daemon::auth::require_key));
     let parts = Router::new()

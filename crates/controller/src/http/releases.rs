@@ -2,17 +2,24 @@
 
 use std::sync::Arc;
 
-use api::{Error, wire::NewRelease};
+use api::{
+    Error,
+    wire::{NewRelease, ReleaseView},
+};
 use axum::{
     Json,
     extract::{Path, State as Extract},
 };
 use state::Change;
-use types::{ProcessType, Release, ReleaseId, Resources, Uuid, check_env_key, check_process_type};
+use types::{
+    AppId, ProcessType, Release, ReleaseId, Resources, Timestamp, Uuid, check_env_key, check_process_type,
+};
+
+use crate::{Controller, domain};
 
 use super::{Shared, body::Body, deployments::AnyRelease, error::Failure, find_app, find_app_id, parse_id};
 
-type Answer = Result<Json<Arc<Release>>, Failure>;
+type Answer = Result<Json<ReleaseView>, Failure>;
 
 /// All of a release's environment together; the kernel's limit for a new process is about 2 MiB.
 const ENV_BYTES_MAX: usize = 1 << 20;
@@ -23,7 +30,7 @@ const META_BYTES_MAX: usize = 64 << 10;
 /// An hour: what is stopped holds up deployments and the drain of its host.
 const STOP_TIMEOUT_MAX_S: u32 = 3600;
 
-pub async fn list(Extract(controller): Shared) -> Json<Vec<Arc<Release>>> {
+pub async fn list(Extract(controller): Shared) -> Json<Vec<ReleaseView>> {
     let state = controller.state();
     let seen = state.releases.keys().filter_map(|id| state.release(*id));
     Json(newest_first(seen.cloned().collect()))
@@ -32,7 +39,7 @@ pub async fn list(Extract(controller): Shared) -> Json<Vec<Arc<Release>>> {
 pub async fn list_of_app(
     Extract(controller): Shared,
     Path(app): Path<String>,
-) -> Result<Json<Vec<Arc<Release>>>, Failure> {
+) -> Result<Json<Vec<ReleaseView>>, Failure> {
     let state = controller.state();
     let app = find_app_id(&state, &app)?;
     let seen = state
@@ -48,7 +55,8 @@ pub async fn get(Extract(controller): Shared, Path(id): Path<String>) -> Answer 
             .state()
             .release(id)
             .cloned()
-            .ok_or_else(Error::not_found)?,
+            .ok_or_else(Error::not_found)?
+            .into(),
     ))
 }
 
@@ -56,15 +64,35 @@ pub async fn get_of_app(Extract(controller): Shared, Path((app, id)): Path<(Stri
     let state = controller.state();
     let (app, id): (_, ReleaseId) = (find_app_id(&state, &app)?, parse_id(&id)?);
     let release = state.release(id).filter(|release| release.app_id == app);
-    Ok(Json(release.cloned().ok_or_else(Error::not_found)?))
+    Ok(Json(release.cloned().ok_or_else(Error::not_found)?.into()))
 }
 
 pub async fn current(Extract(controller): Shared, Path(app): Path<String>) -> Answer {
     let state = controller.state();
+    if app == PLATFORM_APP && state.find_app(&app).is_none() {
+        return Ok(Json(platform_release(&controller).into()));
+    }
     let release = find_app(&state, &app)?
         .release
         .and_then(|id| state.releases.get(&id).cloned());
-    Ok(Json(release.ok_or_else(Error::not_found)?))
+    Ok(Json(release.ok_or_else(Error::not_found)?.into()))
+}
+
+/// The app that the original's controller was, as which clients ask for the cluster's own settings.
+const PLATFORM_APP: &str = "controller";
+
+/// What there is to know in it: the cluster's domain, by which a migration to another one begins.
+fn platform_release(controller: &Controller) -> Arc<Release> {
+    let domain = domain::current(&controller.state(), &controller.config).name;
+    Arc::new(Release {
+        id: ReleaseId(Uuid::nil()),
+        app_id: AppId(Uuid::nil()),
+        artifacts: vec![],
+        env: [("DEFAULT_ROUTE_DOMAIN".to_owned(), domain)].into(),
+        meta: Default::default(),
+        processes: Default::default(),
+        created_at: Timestamp::EPOCH,
+    })
 }
 
 pub async fn set_current(
@@ -86,13 +114,15 @@ pub async fn set_current(
             .releases
             .get(&release.id)
             .cloned()
-            .ok_or_else(Error::not_found)?,
+            .ok_or_else(Error::not_found)?
+            .into(),
     ))
 }
 
 /// Takes the original's deprecated inputs, too: `artifact` of a release, `entrypoint` and `cmd` of a
 /// process type, which became its `args`.
 pub async fn post(shared: Shared, Body(mut new): Body<serde_json::Value>) -> Answer {
+    let is_of_old = new.get("artifact").is_some();
     if let Some(artifact) = new.get("artifact").filter(|id| id.as_str() != Some("")).cloned()
         && new
             .get("artifacts")
@@ -121,7 +151,10 @@ pub async fn post(shared: Shared, Body(mut new): Body<serde_json::Value>) -> Ans
         process["args"] = args.into();
     }
     let new = serde_json::from_value(new).map_err(|_| super::body::syntax_error())?;
-    create(shared, Body(new)).await
+    let Json(mut made) = create(shared, Body(new)).await?;
+    // The answer is the request with what was added to it.
+    made.artifact = made.artifact.filter(|_| is_of_old);
+    Ok(Json(made))
 }
 
 pub async fn create(Extract(controller): Shared, Body(new): Body<NewRelease>) -> Answer {
@@ -176,7 +209,7 @@ pub async fn create(Extract(controller): Shared, Body(new): Body<NewRelease>) ->
             release: release.clone(),
         })
         .await?;
-    Ok(Json(Arc::new(release)))
+    Ok(Json(Arc::new(release).into()))
 }
 
 pub async fn delete(
@@ -259,7 +292,7 @@ fn check_env<'a>(env: impl Iterator<Item = (&'a String, &'a String)>) -> Result<
     Ok(())
 }
 
-fn newest_first(mut releases: Vec<Arc<Release>>) -> Vec<Arc<Release>> {
+fn newest_first(mut releases: Vec<Arc<Release>>) -> Vec<ReleaseView> {
     releases.sort_by_key(|release| std::cmp::Reverse((release.created_at, release.id)));
-    releases
+    releases.into_iter().map(Into::into).collect()
 }

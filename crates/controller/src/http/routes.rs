@@ -44,13 +44,30 @@ pub async fn get(
     Ok(Json(event_view::route(&state, route)))
 }
 
+/// A type that the contract does not know is refused in the original's words.
+pub async fn post(
+    shared: Shared,
+    app: Path<String>,
+    Body(new): Body<serde_json::Value>,
+) -> Result<Json<RouteView>, Failure> {
+    if let Some(kind) = new.get("type").and_then(|kind| kind.as_str())
+        && !matches!(kind, "http" | "tcp")
+    {
+        let reason = "Enum error. The data must be equal to one of these values [http tcp].";
+        return Err(Error::validation("type", reason).into());
+    }
+    let new = serde_json::from_value(new).map_err(|_| super::body::syntax_error())?;
+    create(shared, app, Body(new)).await
+}
+
 pub async fn create(
     Extract(controller): Shared,
     Path(app): Path<String>,
     Body(new): Body<NewRoute>,
 ) -> Result<Json<RouteView>, Failure> {
-    let app = find_app_id(&controller.state(), &app)?;
-    let certificate = certificate(&new)?;
+    let state = controller.state();
+    let app = find_app_id(&state, &app)?;
+    let certificate = certificate(&state, &new)?;
     let now = controller.now();
     let kind = new
         .kind
@@ -97,7 +114,7 @@ pub async fn update(
 ) -> Result<Json<RouteView>, Failure> {
     let state = controller.state();
     let (_, old) = find(&state, &app, &kind, &id)?;
-    let certificate = certificate(&new)?;
+    let certificate = certificate(&state, &new)?;
     let is_http = old.kind == RouteKind::Http;
     let route = Route {
         service: check_service(new.service)?,
@@ -209,8 +226,9 @@ fn check_path(path: String) -> Result<String, Error> {
     }
 }
 
-/// The certificate that a request brings along, if its key fits.
-fn certificate(new: &NewRoute) -> Result<Option<Certificate>, Error> {
+/// The certificate that a request brings along, if its key fits. Without a key it is one that is here
+/// already: who lists routes and makes them again was not told their keys.
+fn certificate(state: &State, new: &NewRoute) -> Result<Option<Certificate>, Error> {
     let (cert, key) = match &new.certificate {
         Some(given) if !given.cert.is_empty() || !given.key.is_empty() => {
             (given.cert.trim(), given.key.trim())
@@ -219,6 +237,11 @@ fn certificate(new: &NewRoute) -> Result<Option<Certificate>, Error> {
     };
     if cert.is_empty() && key.is_empty() {
         return Ok(None);
+    }
+    if key.is_empty()
+        && let Some(known) = state.certificates.values().find(|known| known.cert == cert)
+    {
+        return Ok(Some(Certificate::clone(known)));
     }
     check_key_pair(cert, key)?;
     let now = daemon::now();

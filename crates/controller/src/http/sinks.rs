@@ -9,7 +9,7 @@ use api::{
 };
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{Path, State as Extract},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -18,7 +18,12 @@ use serde::Deserialize;
 use state::{Change, State};
 use types::{Sink, SinkId, Timestamp, Uuid};
 
-use super::{Shared, body::Body, error::Failure, event_stream, parse_id};
+use super::{
+    Shared,
+    body::{Body, Parameters},
+    error::Failure,
+    event_stream, parse_id,
+};
 use crate::Controller;
 
 #[derive(Deserialize)]
@@ -50,7 +55,7 @@ pub async fn delete(Extract(controller): Shared, Path(id): Path<String>) -> Resu
 /// A list, newest first, or with `Accept: text/event-stream` that list as events and then what changes.
 pub async fn list_or_follow(
     Extract(controller): Shared,
-    Query(query): Query<Since>,
+    Parameters(query): Parameters<Since>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());

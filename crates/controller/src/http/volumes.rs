@@ -8,7 +8,7 @@ use std::{
 use api::{Error, sse, wire::NewVolume};
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{Path, State as Extract},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -17,7 +17,12 @@ use serde::Deserialize;
 use state::{Change, State};
 use types::{HostId, ProcessType, Timestamp, Volume, VolumeId, VolumeReport, VolumeRequest, VolumeState};
 
-use super::{Shared, body::Body, error::Failure, event_stream, find_app_id, parse_id};
+use super::{
+    Shared,
+    body::{Body, Parameters},
+    error::Failure,
+    event_stream, find_app_id, parse_id,
+};
 use crate::Controller;
 
 #[derive(Debug, Deserialize)]
@@ -29,7 +34,7 @@ pub struct Since {
 /// events, an empty one, and then what changes.
 pub async fn list_or_follow(
     Extract(controller): Shared,
-    Query(query): Query<Since>,
+    Parameters(query): Parameters<Since>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());

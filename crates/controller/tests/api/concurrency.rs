@@ -162,3 +162,33 @@ async fn a_scale_during_a_deployment_is_what_both_end_with() {
     let formation = world.get(&formation).await.json();
     assert_eq!(formation["processes"], json!({ "web": 3 }));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_formation_tells_of_its_scale_request_for_as_long_as_that_is_pending() {
+    let world = World::start().await;
+    world.host(|_| false);
+    let release = world.running_app("shop").await;
+    let formation = format!("/apps/shop/formations/{}?expand=true", text(&release["id"]));
+    world.hold(true);
+    let scale = format!("/apps/shop/scale/{}", text(&release["id"]));
+    let asked = world
+        .put(&scale, json!({ "new_processes": { "web": 2 } }))
+        .await
+        .json();
+    let pending = world.get(&formation).await.json()["pending_scale_request"].clone();
+    assert_eq!(
+        (&pending["id"], &pending["state"], &pending["new_processes"]),
+        (&asked["id"], &json!("pending"), &json!({ "web": 2 }))
+    );
+    world.hold(false);
+    world
+        .wait_for("the request to be complete", async || {
+            world
+                .get(&formation)
+                .await
+                .json()
+                .get("pending_scale_request")
+                .is_none()
+        })
+        .await;
+}

@@ -6,5 +6,6 @@ mod contract;
 mod deletions;
 mod domain;
 mod events;
+mod habits;
 mod providers;
 mod world;

@@ -6,7 +6,11 @@ use std::{
     sync::Mutex,
 };
 
-use api::{Controller, Endpoint, Trust, host::ServiceView, sse};
+use api::{
+    Controller, Endpoint, Trust,
+    host::{ServiceView, ServicesView},
+    sse,
+};
 use daemon::{AppTokens, Keys, Principal, Shutdown};
 use http_body_util::BodyExt;
 use openapi::check::Schemas;
@@ -89,7 +93,7 @@ async fn controller(shutdown: Shutdown) -> Endpoint {
         changed.mark_changed();
         let stream = futures::stream::unfold((kept, changed), |(kept, mut changed)| async move {
             changed.changed().await.ok()?;
-            let views: Vec<_> = {
+            let services: Vec<_> = {
                 let state = kept.0.lock().expect("no panic while held");
                 let view = |row: &Arc<ServiceRow>| ServiceView {
                     name: row.name.clone(),
@@ -99,7 +103,9 @@ async fn controller(shutdown: Shutdown) -> Endpoint {
                 };
                 state.services.values().map(view).collect()
             };
-            let message = Ok::<_, std::convert::Infallible>(sse::message(&views));
+            let domains = vec!["flynn.example.com".into(), "flynn.localhost".into()];
+            let message =
+                Ok::<_, std::convert::Infallible>(sse::message(&ServicesView { domains, services }));
             Some((message, (kept, changed)))
         });
         let content_type = [(header::CONTENT_TYPE, sse::CONTENT_TYPE)];
@@ -126,7 +132,7 @@ async fn start() -> Registered {
     let endpoint = controller(shutdown.clone()).await;
     let controller = Controller::new(&endpoint).expect("the address is one");
     let place: SocketAddr = "100.100.0.1:1111".parse().expect("an address");
-    let shared = Arc::new(Shared::new(controller.clone(), place));
+    let shared = Arc::new(Shared::new(controller.clone(), place, "flynn.localhost".into()));
     tokio::spawn(follow::run(shared.clone(), controller, shutdown.clone()));
     let gate = Gate {
         keys: Keys::new([(KEY, Principal::User), (INTERNAL_KEY, Principal::Internal)]),
@@ -425,4 +431,71 @@ async fn every_path_that_is_served_is_described() {
         );
     }
     assert_eq!(served, described);
+}
+
+/// What was recorded of the original for the same requests: status, headers, and the bodies to the byte
+/// but for numbers that count up.
+#[tokio::test]
+async fn answers_are_as_the_originals_were() {
+    let registered = start().await;
+    let instance = r#"{"id":"ee64","addr":"100.100.0.2:80","proto":"http","meta":{"FLYNN_APP_NAME":"shop"}}"#;
+    let put = format!("PUT /services/shop-web/instances/ee64 {instance}");
+    assert_eq!(registered.ask(KEY, &put).await, "200");
+    let index = |text: &str| {
+        let (before, number) = text.rsplit_once("\"index\":").unwrap_or((text, ""));
+        let digits = number.trim_start_matches(|c: char| c.is_ascii_digit());
+        match number.len() == digits.len() {
+            true => before.to_owned(),
+            false => format!("{before}\"index\":N{digits}"),
+        }
+    };
+    let known =
+        r#"{"id":"ee64","addr":"100.100.0.2:80","proto":"http","meta":{"FLYNN_APP_NAME":"shop"},"index":N}"#;
+    for (path, status, body) in [
+        ("/services/shop-web/instances", 200, format!("[{known}]")),
+        ("/services/shop-web/leader", 200, known.to_owned()),
+        (
+            "/services/nosuch/instances",
+            404,
+            r#"{"code":"object_not_found","message":"service not found: \"nosuch\"","retry":false}"#
+                .to_owned(),
+        ),
+    ] {
+        let response = registered.open(KEY, "GET", path, "application/json", "").await;
+        assert_eq!(response.status(), status, "{path}");
+        let header = |name: &str| response.headers()[name].to_str().unwrap_or_default().to_owned();
+        assert_eq!(header("content-type"), "application/json", "{path}");
+        assert_eq!(header("discoverd-peers"), "100.100.0.1:1111", "{path}");
+        assert!(header("discoverd-index").parse::<u64>().is_ok(), "{path}");
+        let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(index(&String::from_utf8_lossy(&bytes)), body, "{path}");
+    }
+    let response = registered
+        .open(KEY, "GET", "/services/shop-web", "text/event-stream", "")
+        .await;
+    assert_eq!(
+        response.headers()["content-type"],
+        "text/event-stream; charset=utf-8"
+    );
+    let (mut body, mut heard) = (response.into_body(), String::new());
+    while !heard.contains("current") {
+        let frame = body
+            .frame()
+            .await
+            .expect("it goes on")
+            .expect("it does not break");
+        heard.push_str(&String::from_utf8_lossy(frame.data_ref().expect("data")));
+    }
+    let event = |kind: &str| format!(r#"data: {{"service":"shop-web","kind":"{kind}","instance":{known}}}"#);
+    let expected = [
+        event("up"),
+        event("leader"),
+        r#"data: {"service":"shop-web","kind":"current"}"#.to_owned(),
+    ];
+    let lines: Vec<_> = heard
+        .lines()
+        .filter(|line| line.starts_with("data"))
+        .map(index)
+        .collect();
+    assert_eq!(lines, expected);
 }

@@ -91,6 +91,10 @@ impl Args {
     }
 }
 
+/// Routers hear of new names a moment after they are made.
+const ROUTED_MAX: std::time::Duration = std::time::Duration::from_secs(3);
+const ASK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// Points the configuration at the new names, if they lead to the cluster already. The old ones go on
 /// to work.
 async fn adopt(cluster: &Cluster, old: &str, new: &str, pin: &str) -> Result<()> {
@@ -105,7 +109,14 @@ async fn adopt(cluster: &Cluster, old: &str, new: &str, pin: &str) -> Result<()>
     if !pin.is_empty() && !cluster.tls_pin.is_empty() {
         renamed.tls_pin = pin.to_owned();
     }
-    let ca_cert = match context::connect(&renamed)?.ca_cert().await {
+    let deadline = tokio::time::Instant::now() + ROUTED_MAX;
+    let asked = loop {
+        match context::connect(&renamed)?.ca_cert().await {
+            Err(_) if tokio::time::Instant::now() < deadline => tokio::time::sleep(ASK_AGAIN).await,
+            asked => break asked,
+        }
+    };
+    let ca_cert = match asked {
         Ok(ca_cert) => ca_cert,
         Err(error) => {
             eprintln!(

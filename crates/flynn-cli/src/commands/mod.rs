@@ -18,6 +18,7 @@ pub mod import;
 pub mod info;
 pub mod kill;
 pub mod limit;
+pub mod link;
 pub mod log;
 mod log_sink;
 pub mod man;
@@ -60,6 +61,7 @@ pub async fn run(command: Command, context: &Context) -> Result<i32> {
         Command::Env(args) => args.run(context).await,
         Command::Limit(args) => args.run(context).await,
         Command::Meta(args) => args.run(context).await,
+        Command::Link(args) => args.run(context).await,
         Command::Route(args) => args.run(context).await,
         Command::Release(args) => args.run(context).await,
         Command::Deployment(args) => args.run(context).await,

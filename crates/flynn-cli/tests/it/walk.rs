@@ -87,6 +87,9 @@ fn a_command_line_that_cannot_be_understood_exits_with_1() {
     insta::assert_snapshot!(bench.transcript(&[
         "nosuchcmd",
         "sclae",
+        "pg psql",
+        "login",
+        "install",
         "route nosuchverb",
         "apps --nosuchoption",
         "kill",
@@ -155,6 +158,27 @@ fn metadata_is_changed_key_by_key() {
         "-a shop deployment strategy",
         "-a shop deployment strategy nosuch",
         "-a shop deployment timeout 0",
+    ]));
+}
+
+#[test]
+fn an_app_is_linked_to_others_and_they_are_listed() {
+    let fake = Fake::start();
+    let bench = Bench::of(&fake);
+    fake.deployed_app("shop");
+    insta::assert_snapshot!(bench.transcript(&[
+        "create --remote= database",
+        "-a shop link",
+        "-a shop link databse",
+        "-a shop link shop",
+        "-a shop link database",
+        "-a shop link",
+        "-a database link",
+        "-a shop meta set other=kept",
+        "-a shop link shop --remove",
+        "-a shop link database --remove",
+        "-a shop meta",
+        "-a shop link --remove",
     ]));
 }
 

@@ -4,7 +4,7 @@ use types::{DomainMigration, Host};
 
 use crate::{
     example,
-    operation::{Operation, get, put},
+    operation::{Operation, delete, get, put},
 };
 
 pub fn operations() -> Vec<Operation> {
@@ -24,6 +24,13 @@ pub fn operations() -> Vec<Operation> {
             "cpu_milli": 4000, "gateway": "100.100.0.1", "version": "v0.1.0", "created_at": example::TIME,
             "started_at": example::TIME,
         })),
+        put("/hosts/{host}/drain", "Moves a host's jobs elsewhere")
+            .about(
+                "Returns at once. No job is started on the host from then on, and each of its jobs ends when \
+                 another serves in its place. Jobs whose volumes are on the host stay, and one-off jobs run to \
+                 their end.",
+            ),
+        delete("/hosts/{host}/drain", "Lets jobs be started on a host again"),
         get("/backup", "Makes a backup of the whole cluster")
             .about(
                 "A tar of the state, keys, layers, repositories and volumes, which `flynn-host restore` takes. The \

@@ -1,6 +1,6 @@
 use api::{
     discoverd::ServiceUpdate,
-    host::{Assignment, HostReport, JobReport, RouterReport, ServiceView},
+    host::{Assignment, HostReport, JobReport, RouterReport, ServicesView},
     logs::SseLogChunk,
     peers::{Announcement, ClusterView, JoinRequest, Joined, NewToken, TokenView, VoteChange},
 };
@@ -98,8 +98,10 @@ pub fn operations() -> Vec<Operation> {
         .gives_bytes("application/octet-stream", "{}"),
         get("/internal/layers", "Layers in use").gives_list::<String>(json!("1b4f0e98")),
         get("/internal/apps", "Apps whose files are kept").gives_list::<AppId>(json!(example::APP)),
-        get("/internal/services", "All services with their instances")
-            .streams::<Vec<ServiceView>>(json!([{"name": "shop-web", "instances": [example::instance()]}])),
+        get("/internal/services", "All services with their instances").streams::<ServicesView>(json!({
+            "domains": ["flynn.localhost"],
+            "services": [{"name": "shop-web", "instances": [example::instance()]}],
+        })),
         post(
             "/internal/hosts/{host}/volumes/{volume}",
             "What became of a volume",

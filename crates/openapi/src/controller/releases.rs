@@ -1,6 +1,6 @@
-use api::wire::{NewArtifact, NewRelease, ReleaseRef};
+use api::wire::{NewArtifact, NewRelease, ReleaseRef, ReleaseView};
 use serde_json::json;
-use types::{Artifact, Deployment, Release};
+use types::{Artifact, Deployment};
 
 use crate::{
     example,
@@ -15,12 +15,13 @@ pub fn operations() -> Vec<Operation> {
         post("/artifacts", "Makes an image known")
             .about(
                 "An image is immutable and known by its type and `uri`: for a `uri` that is known already the \
-                 stored image is the answer.",
+                 stored image is the answer. Without `manifest` it is fetched from `uri`, of which `size` and \
+                 `hashes` have to be known.",
             )
             .takes::<NewArtifact>(new_artifact)
             .gives::<Artifact>(example::artifact()),
         get("/artifacts/{artifact}", "Shows an image").gives::<Artifact>(example::artifact()),
-        get("/releases", "Lists all releases of all apps").gives_list::<Release>(example::release()),
+        get("/releases", "Lists all releases of all apps").gives_list::<ReleaseView>(example::release()),
         post("/releases", "Creates a release")
             .about("It runs only once it is deployed. Limits that `resources` leaves out get their defaults.")
             .takes::<NewRelease>(json!({
@@ -28,10 +29,10 @@ pub fn operations() -> Vec<Operation> {
                 "env": {"DATABASE_URL": "postgres://db/shop"},
                 "processes": {"web": {"args": ["bin/web"], "ports": [{"port": 8080, "proto": "tcp"}]}},
             }))
-            .gives::<Release>(example::release()),
-        get("/releases/{release}", "Shows a release").gives::<Release>(example::release()),
-        get("/apps/{app}/releases", "Lists an app's releases").gives_list::<Release>(example::release()),
-        get("/apps/{app}/releases/{release}", "Shows a release of an app").gives::<Release>(example::release()),
+            .gives::<ReleaseView>(example::release()),
+        get("/releases/{release}", "Shows a release").gives::<ReleaseView>(example::release()),
+        get("/apps/{app}/releases", "Lists an app's releases").gives_list::<ReleaseView>(example::release()),
+        get("/apps/{app}/releases/{release}", "Shows a release of an app").gives::<ReleaseView>(example::release()),
         delete("/apps/{app}/releases/{release}", "Deletes a release")
             .about(
                 "Images that no release uses any more go with it. An event `release_deletion` tells the end. The \
@@ -41,11 +42,11 @@ pub fn operations() -> Vec<Operation> {
             .may_fail(409, "A deployment of the release is in progress."),
         get("/apps/{app}/release", "Shows an app's current release")
             .about("404 where it has none yet.")
-            .gives::<Release>(example::release()),
+            .gives::<ReleaseView>(example::release()),
         put("/apps/{app}/release", "Makes a release current without deploying it")
             .about("Jobs of the former release run on; `POST /apps/{app}/deploy` replaces them.")
             .takes::<ReleaseRef>(json!({"id": example::RELEASE}))
-            .gives::<Release>(example::release()),
+            .gives::<ReleaseView>(example::release()),
         post("/apps/{app}/deploy", "Deploys a release")
             .about(
                 "Complete at once where nothing of the app runs. Otherwise jobs are replaced by the app's \

@@ -1,7 +1,7 @@
 //! The threads of the tunnel: out, in, and what has to be done from time to time.
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, RwLock, mpsc};
@@ -140,13 +140,8 @@ fn inward(shared: &Shared) -> io::Result<()> {
             let mut packet = spare.pop().unwrap_or_default();
             packet.clear();
             packet.resize(VIRTIO_NET_HDR_LEN + datagram.len().max(ROOM_MIN), 0);
-            match decrypt(
-                shared,
-                peer,
-                datagram,
-                &mut packet[VIRTIO_NET_HDR_LEN..],
-                &mut answers,
-            ) {
+            let room = &mut packet[VIRTIO_NET_HDR_LEN..];
+            match decrypt(shared, peer, (datagram, from), room, &mut answers) {
                 Some(length) => {
                     packet.truncate(VIRTIO_NET_HDR_LEN + length);
                     packets.push(packet);
@@ -176,7 +171,7 @@ fn sender<'a>(
     shared: &Shared,
     table: &'a Table,
     datagram: &[u8],
-    from: Option<std::net::SocketAddr>,
+    from: Option<SocketAddr>,
     answers: &mut Burst,
 ) -> Option<&'a Arc<Peer>> {
     // A request for a session costs us work, so it is looked at first whether there are too many of them.
@@ -205,12 +200,12 @@ fn sender<'a>(
 fn decrypt(
     shared: &Shared,
     peer: &Peer,
-    datagram: &[u8],
+    (datagram, from): (&[u8], Option<SocketAddr>),
     room: &mut [u8],
     answers: &mut Burst,
 ) -> Option<usize> {
     let mut tunnel = peer.tunnel.lock().expect("nothing panics while it holds this");
-    let mut result = tunnel.decapsulate(None, datagram, room);
+    let mut result = tunnel.decapsulate(from.map(|from| from.ip()), datagram, room);
     match result {
         TunnResult::WriteToTunnelV4(ref packet, _) => {
             return is_from_to(packet, peer.subnet, shared.config.subnet).then_some(packet.len());

@@ -35,7 +35,7 @@ struct Made {
 
 impl Made {
     fn new(config: Value) -> Made {
-        let layers = vec![
+        let layers = [
             layer(&[(
                 "etc/passwd",
                 "root:x:0:0::/root:/bin/sh\nweb:x:101:102::/srv:/bin/sh\n",

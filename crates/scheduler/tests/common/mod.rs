@@ -101,6 +101,7 @@ pub fn host(name: &str) -> Host {
         id: name.parse().unwrap(),
         addr: String::new(),
         tags: BTreeMap::new(),
+        is_draining: false,
         state: HostState::Up,
         memory_bytes: 4 << 30,
         cpu_milli: 2000,
@@ -209,8 +210,10 @@ impl World {
         match verb {
             "host" => {
                 let mut row = host(words[0]);
-                for (key, value) in words[1..].iter().map(|word| word.split_once('=').unwrap()) {
+                for word in &words[1..] {
+                    let (key, value) = word.split_once('=').unwrap_or((word, ""));
                     match key {
+                        "draining" => row.is_draining = true,
                         "mem" => row.memory_bytes = value.parse::<i64>().unwrap() << 20,
                         "silent" => {
                             row.state = HostState::Silent {

@@ -145,7 +145,7 @@ fn counted(
         for host in after
             .hosts
             .values()
-            .filter(|host| count > 0 && host.state == HostState::Up && has_tags(host))
+            .filter(|host| count > 0 && host.state == HostState::Up && !host.is_draining && has_tags(host))
         {
             assert!(
                 distinct.contains(&host.id.to_string()),
@@ -164,7 +164,7 @@ fn counted(
                 .host
                 .as_ref()
                 .and_then(|host| after.hosts.get(host))
-                .is_none_or(|host| has_tags(host))
+                .is_none_or(|host| has_tags(host) && !host.is_draining)
     };
     let well = active.iter().filter(is_placed_well).count();
     assert_eq!(well, count, "{name} of {release} has another count than wanted");

@@ -28,7 +28,7 @@ use std::{
 };
 
 use common::*;
-use scheduler::{Action, Cluster, Plan, plan};
+use scheduler::{Action, Cluster, Plan, Planner, plan};
 use types::*;
 
 /// SplitMix64: small, and the same everywhere.
@@ -80,6 +80,8 @@ struct Simulation {
     seed: u64,
     random: Random,
     cluster: Cluster,
+    /// Makes every plan of this world, so that it has much to remember.
+    planner: Planner,
     now: Timestamp,
     wake_at: Option<Timestamp>,
     qualities: BTreeMap<ReleaseId, Quality>,
@@ -111,6 +113,7 @@ impl Simulation {
             seed,
             random: Random(seed),
             cluster: Cluster::default(),
+            planner: Planner::default(),
             now: NOW,
             wake_at: None,
             qualities: BTreeMap::new(),
@@ -205,6 +208,8 @@ impl Simulation {
         let before = self.cluster.clone();
         let made = plan(&before, self.now);
         assert_eq!(made, plan(&before, self.now), "not deterministic");
+        let remembered = self.planner.plan(&before, self.now);
+        assert_eq!(remembered, made, "a planner that remembers plans otherwise");
         for line in made.to_string().lines() {
             self.tell(line.to_owned());
         }
@@ -314,6 +319,7 @@ impl Simulation {
             row.memory_bytes = 64 << 30;
             row.tags.insert("disk".into(), "ssd".into());
         }
+        self.drain_some();
         for _ in 0..2000 {
             self.plan_and_act();
             self.cluster.revision += 1;
@@ -325,8 +331,26 @@ impl Simulation {
         self.check_settled();
     }
 
+    /// The calm ends with some hosts drained, but not all.
+    fn drain_some(&mut self) {
+        let one = self.cluster.hosts.keys().next().cloned().expect("a host");
+        let row = Arc::make_mut(self.cluster.hosts.get_mut(&one).unwrap());
+        row.is_draining = false;
+    }
+
     fn check_settled(&self) {
         let cluster = &self.cluster;
+        let open = cluster.hosts.values().filter(|host| !host.is_draining).count();
+        for job in cluster
+            .jobs
+            .values()
+            .filter(|job| job.is_active() && job.one_off.is_none())
+        {
+            let host = job.host.as_ref().map(|host| &cluster.hosts[host]);
+            let is_drained = host.is_some_and(|host| host.is_draining);
+            let may_stay = matches!(&*job.process_type, "store");
+            assert!(!is_drained || may_stay, "{} stays on a drained host", job.id);
+        }
         assert!(cluster.deployments.is_empty(), "a deployment does not end");
         assert!(cluster.scale_requests.is_empty(), "a scale request does not end");
         for (&(app, release), formation) in &cluster.formations {
@@ -335,11 +359,7 @@ impl Simulation {
             }
             for (name, process) in &cluster.releases[&release].processes {
                 let count = formation.processes.get(name).copied().unwrap_or(0) as usize;
-                let wanted = if process.omni {
-                    count.min(1) * cluster.hosts.len()
-                } else {
-                    count
-                };
+                let wanted = if process.omni { count.min(1) * open } else { count };
                 let of_type = |job: &&Arc<Job>| {
                     job.release == Some(release) && job.process_type == *name && job.one_off.is_none()
                 };

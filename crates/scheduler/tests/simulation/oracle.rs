@@ -92,6 +92,7 @@ pub fn placements(before: &Cluster, made: &Plan) {
                     .values()
                     .map(|host| &**host)
                     .filter(can_take)
+                    .filter(|candidate| !candidate.is_draining)
                     .min_by_key(key);
                 // Where data are already, there is no choice.
                 if volumes.len() > new_volumes.len() {

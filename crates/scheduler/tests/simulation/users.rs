@@ -143,7 +143,7 @@ impl Simulation {
             .filter(|job| job.is_active())
             .map(|job| job.id)
             .collect();
-        match self.random.below(25) {
+        match self.random.below(27) {
             0..=2 => {
                 let Some(id) = self.random.pick(&hosts) else {
                     return;
@@ -218,6 +218,15 @@ impl Simulation {
                 }
             }
             23 if apps.len() < 3 => self.add_app(),
+            25..=26 => {
+                let Some(id) = self.random.pick(&hosts) else {
+                    return;
+                };
+                let row = Arc::make_mut(self.cluster.hosts.get_mut(&id).unwrap());
+                row.is_draining = !row.is_draining;
+                let how = if row.is_draining { "drain" } else { "undrain" };
+                self.tell(format!("operators {how} {id}"));
+            }
             24 => {
                 let volumes: Vec<VolumeId> = self.cluster.volumes.keys().copied().collect();
                 if let Some(id) = self.random.pick(&volumes) {
