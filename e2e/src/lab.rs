@@ -255,19 +255,8 @@ impl Lab {
         })
     }
 
-    pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        let began = Instant::now();
-        let mut last = None;
-        while began.elapsed() < PATIENCE {
-            match look() {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) => last = None,
-                Err(error) => last = Some(error),
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let why = last.map(|error| format!(": {error:#}")).unwrap_or_default();
-        bail!("waited {} s for {what}{why}\n{}", PATIENCE.as_secs(), self.logs());
+    pub fn wait<T>(&self, what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        crate::wait(what, || self.logs(), look)
     }
 
     /// The end of what each host said.

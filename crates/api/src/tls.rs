@@ -4,8 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
@@ -46,8 +49,7 @@ pub fn pin_of_pem(pem: &str) -> Option<String> {
 }
 
 pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("ring has the default protocol versions");
     let roots = match trust {
@@ -57,7 +59,7 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
                 .ok()
                 .filter(|bytes| bytes.len() == 32);
             let pin = bytes.ok_or_else(|| TrustError::BadPin(text.clone()))?;
-            return Ok(trusting(provider, Some(pin)));
+            return Ok(trusting(Accepts::Certificate(pin), rustls::DEFAULT_VERSIONS));
         }
         Trust::Authorities(pem) => roots_of(pem.as_bytes(), "the given authorities")?,
         Trust::System => {
@@ -73,15 +75,22 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
 /// Any certificate will do, as long as the server has its key: for a receiver that nobody vouches for, where
 /// the operator says so.
 pub fn unchecked_client_config() -> ClientConfig {
-    trusting(Arc::new(ring::default_provider()), None)
+    trusting(Accepts::Any, rustls::DEFAULT_VERSIONS)
 }
 
-fn trusting(provider: Arc<CryptoProvider>, pin: Option<Vec<u8>>) -> ClientConfig {
+/// What the authority signed whose certificate (DER) has this SHA-256; the server has to send it along.
+/// TLS 1.3 only.
+pub fn authority_client_config(pin: [u8; 32]) -> ClientConfig {
+    trusting(Accepts::SignedBy(pin), &[&rustls::version::TLS13])
+}
+
+fn trusting(accepts: Accepts, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    let provider = Arc::new(ring::default_provider());
     ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .expect("ring has the default protocol versions")
+        .with_protocol_versions(versions)
+        .expect("ring has these protocol versions")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinVerifier { pin, provider }))
+        .with_custom_certificate_verifier(Arc::new(PinVerifier { accepts, provider }))
         .with_no_client_auth()
 }
 
@@ -95,11 +104,21 @@ fn roots_of(pem: &[u8], source: &str) -> Result<RootCertStore, TrustError> {
     }
 }
 
-/// Accepts one certificate, or any, whatever name, authority and dates it has. The handshake's signature
-/// is still checked: the server must hold that certificate's key.
+/// What a [`PinVerifier`] believes.
+#[derive(Debug)]
+enum Accepts {
+    /// Whatever name, authority and dates it has.
+    Any,
+    /// One with this digest, whatever name, authority and dates it has.
+    Certificate(Vec<u8>),
+    /// One for the server's name that the authority with this digest signed.
+    SignedBy([u8; 32]),
+}
+
+/// The handshake's signature is checked whatever is accepted: the server must hold the certificate's key.
 #[derive(Debug)]
 struct PinVerifier {
-    pin: Option<Vec<u8>>,
+    accepts: Accepts,
     provider: Arc<CryptoProvider>,
 }
 
@@ -107,17 +126,33 @@ impl ServerCertVerifier for PinVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.pin {
-            Some(pin) if Sha256::digest(end_entity).as_slice() != pin => Err(rustls::Error::General(
-                "the server's certificate is not the pinned one".into(),
-            )),
-            _ => Ok(ServerCertVerified::assertion()),
-        }
+        let pin = match &self.accepts {
+            Accepts::Any => return Ok(ServerCertVerified::assertion()),
+            Accepts::Certificate(pin) if Sha256::digest(end_entity).as_slice() == pin => {
+                return Ok(ServerCertVerified::assertion());
+            }
+            Accepts::Certificate(_) => {
+                return Err(rustls::Error::General(
+                    "the server's certificate is not the pinned one".into(),
+                ));
+            }
+            Accepts::SignedBy(pin) => pin,
+        };
+        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let authority = intermediates
+            .iter()
+            .find(|certificate| Sha256::digest(certificate).as_slice() == pin);
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.ok_or(unknown)?.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(

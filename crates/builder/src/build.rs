@@ -162,18 +162,7 @@ impl Build<'_> {
     ) -> Result<()> {
         let builder = self.builder;
         self.out.step(format!("Building with {path}..."));
-        let workspace = Workspace::new(disk.root());
-        let previous = self.current_release().await?;
-        let env = previous
-            .as_ref()
-            .map(|release| release.env.clone())
-            .unwrap_or_default();
-        blocking({
-            let workspace = Workspace::new(disk.root());
-            move || Ok(workspace.prepare(&env)?)
-        })
-        .await?;
-        self.place_source(&workspace).await?;
+        let (workspace, previous) = self.workspace(disk).await?;
         phases.add("source", since);
         let since = Instant::now();
         let tools = dockerfile::PACKAGES.map(str::to_owned);
@@ -248,8 +237,8 @@ impl Build<'_> {
         }
     }
 
-    async fn on_disk(&self, disk: &Disk, stack: Stack, since: Instant, phases: &mut Phases) -> Result<Built> {
-        let builder = self.builder;
+    /// The place to build in, with the sources and the environment of the release that runs.
+    async fn workspace(&self, disk: &Disk) -> Result<(Workspace, Option<Release>)> {
         let workspace = Workspace::new(disk.root());
         let previous = self.current_release().await?;
         let env = previous
@@ -273,6 +262,12 @@ impl Build<'_> {
         })
         .await?;
         self.place_source(&workspace).await?;
+        Ok((workspace, previous))
+    }
+
+    async fn on_disk(&self, disk: &Disk, stack: Stack, since: Instant, phases: &mut Phases) -> Result<Built> {
+        let builder = self.builder;
+        let (workspace, previous) = self.workspace(disk).await?;
         phases.add("source", since);
 
         let since = Instant::now();

@@ -13,15 +13,7 @@ use api::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use daemon::{StateDir, files};
 use futures::{FutureExt, future::BoxFuture};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio_rustls::TlsConnector;
@@ -222,16 +214,7 @@ async fn connect(cluster: &str, token: &Token) -> Result<(std::net::SocketAddr, 
             )
         })?;
     let own = stream.local_addr()?;
-    let provider = Arc::new(ring::default_provider());
-    let verifier = PinnedAuthority {
-        pin: token.pin,
-        provider: provider.clone(),
-    };
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+    let mut config = api::tls::authority_client_config(token.pin);
     config.alpn_protocols = vec![HTTP.to_vec()];
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name_of_any(), stream)
@@ -309,67 +292,9 @@ impl Dial for Once {
     }
 }
 
-/// Believes the authority whose certificate has this digest, which the server has to send along.
-#[derive(Debug)]
-struct PinnedAuthority {
-    pin: [u8; PIN_BYTES],
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for PinnedAuthority {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let authority = intermediates
-            .iter()
-            .find(|certificate| Sha256::digest(certificate).as_slice() == self.pin);
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.ok_or(unknown)?.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
-}
-
 /// What is kept of a token: who has read the state can still not join.
 pub fn token_hash(secret: &str) -> String {
-    Sha256::digest(secret)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::encode(Sha256::digest(secret))
 }
 
 #[cfg(test)]
