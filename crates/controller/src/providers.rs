@@ -346,7 +346,7 @@ impl Controller {
             external_id: made.id,
             env: made.env.unwrap_or_default(),
             apps,
-            created_at: daemon::now(),
+            created_at: self.now(),
         };
         let kept = self
             .write(Change::PutResource {

@@ -54,7 +54,7 @@ pub async fn get(Extract(controller): Shared, headers: HeaderMap) -> Result<Resp
         layers,
         domain: controller.config.domain.clone(),
     };
-    let now = daemon::now();
+    let now = controller.now();
     let backup = ClusterBackup {
         id: BackupId(Uuid::new_v4()),
         status: BackupStatus::Running,
@@ -129,7 +129,7 @@ impl Report {
             None => {
                 backup.status = BackupStatus::Complete;
                 backup.sha512 = hex::encode(std::mem::take(&mut self.hash).finalize());
-                backup.completed_at = Some(daemon::now());
+                backup.completed_at = Some(self.controller.now());
             }
             Some(error) => {
                 backup.status = BackupStatus::Error;

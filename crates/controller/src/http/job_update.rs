@@ -61,7 +61,7 @@ pub async fn put(
         (Some(_), None) => vec![],
         (Some(_), Some(change)) => vec![Change::Job { job: id, change }],
         (None, Some(JobChange::Down { exit })) => {
-            let recorded = recorded(&state, &app, &update, id, exit)?;
+            let recorded = recorded(&state, controller.now(), &app, &update, id, exit)?;
             vec![Change::CreateJob { job: recorded }]
         }
         (None, _) => {
@@ -90,6 +90,7 @@ fn exit(update: &JobUpdate) -> Exit {
 /// A row of a job that ended somewhere, sometime before now.
 fn recorded(
     state: &state::State,
+    now: types::Timestamp,
     app: &str,
     update: &JobUpdate,
     id: types::JobId,
@@ -109,7 +110,6 @@ fn recorded(
                 .map_err(|_| Error::validation("host_id", "is no id of a host"))?,
         ),
     };
-    let now = daemon::now();
     Ok(Job {
         id,
         host,
@@ -117,6 +117,6 @@ fn recorded(
         exit: Some(exit),
         ended_at: Some(now),
         is_drained: true,
-        ..one_off(state, app, new, false)?
+        ..one_off(state, now, app, new, false)?
     })
 }

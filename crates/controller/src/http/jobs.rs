@@ -11,7 +11,9 @@ use axum::{
 use daemon::Principal;
 use http::header;
 use state::{Change, JobChange, State};
-use types::{Job, JobId, JobRef, JobState, OneOff, StopReason, Tty, Uuid, check_env_key, check_process_type};
+use types::{
+    Job, JobId, JobRef, JobState, OneOff, StopReason, Timestamp, Tty, Uuid, check_env_key, check_process_type,
+};
 
 use super::{Shared, body::Body, error::Failure, find_app, find_app_id};
 use crate::{attach::Session, event_view};
@@ -76,7 +78,7 @@ pub async fn create(
         let reason = format!("names {profile:?}, and jobs have no devices of their host here");
         return Err(Error::validation("profiles", reason).into());
     }
-    let job = one_off(&controller.state(), &app, new, wants_attach)?;
+    let job = one_off(&controller.state(), controller.now(), &app, new, wants_attach)?;
     let id = job.id;
     controller.write(Change::CreateJob { job }).await?;
     if !wants_attach {
@@ -123,7 +125,13 @@ pub async fn exec(
     Ok(session.answer(controller, upgrade.ok_or_else(upgrade_missing)?, None))
 }
 
-pub fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> Result<Job, Failure> {
+pub fn one_off(
+    state: &State,
+    now: Timestamp,
+    app: &str,
+    new: wire::NewJob,
+    attached: bool,
+) -> Result<Job, Failure> {
     let app = find_app(state, app)?;
     let release = new.release.or(app.release);
     if let Some(id) = release {
@@ -169,7 +177,6 @@ pub fn one_off(state: &State, app: &str, new: wire::NewJob, attached: bool) -> R
         return Err(Error::validation("mounts_from", reason).into());
     }
     super::releases::check_resources(&new.resources)?;
-    let now = daemon::now();
     let mut meta = new.meta;
     meta.extend(new.host.map(|host| ("flynn-host".to_owned(), host.to_string())));
     Ok(Job {

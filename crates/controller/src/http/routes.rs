@@ -10,7 +10,7 @@ use axum::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use state::{Change, State};
-use types::{AppId, Certificate, CertificateId, Route, RouteId, RouteKind, Uuid};
+use types::{AppId, Certificate, CertificateId, Route, RouteId, RouteKind, Timestamp, Uuid};
 
 use super::{Shared, body::Body, error::Failure, find_app_id, parse_id};
 use crate::event_view;
@@ -67,7 +67,7 @@ pub async fn create(
 ) -> Result<Json<RouteView>, Failure> {
     let state = controller.state();
     let app = find_app_id(&state, &app)?;
-    let certificate = certificate(&state, &new)?;
+    let certificate = certificate(&state, controller.now(), &new)?;
     let now = controller.now();
     let kind = new
         .kind
@@ -114,7 +114,7 @@ pub async fn update(
 ) -> Result<Json<RouteView>, Failure> {
     let state = controller.state();
     let (_, old) = find(&state, &app, &kind, &id)?;
-    let certificate = certificate(&state, &new)?;
+    let certificate = certificate(&state, controller.now(), &new)?;
     let is_http = old.kind == RouteKind::Http;
     let route = Route {
         service: check_service(new.service)?,
@@ -228,7 +228,7 @@ fn check_path(path: String) -> Result<String, Error> {
 
 /// The certificate that a request brings along, if its key fits. Without a key it is one that is here
 /// already: who lists routes and makes them again was not told their keys.
-fn certificate(state: &State, new: &NewRoute) -> Result<Option<Certificate>, Error> {
+fn certificate(state: &State, now: Timestamp, new: &NewRoute) -> Result<Option<Certificate>, Error> {
     let (cert, key) = match &new.certificate {
         Some(given) if !given.cert.is_empty() || !given.key.is_empty() => {
             (given.cert.trim(), given.key.trim())
@@ -244,7 +244,6 @@ fn certificate(state: &State, new: &NewRoute) -> Result<Option<Certificate>, Err
         return Ok(Some(Certificate::clone(known)));
     }
     check_key_pair(cert, key)?;
-    let now = daemon::now();
     Ok(Some(Certificate {
         id: CertificateId(Uuid::new_v4()),
         cert: cert.to_owned(),
