@@ -253,7 +253,9 @@ fn an_image_that_is_pushed_is_released_scaled_and_answers() -> Result<()> {
         began.elapsed().as_millis()
     );
     ensure!(moved < 10_000, "{moved} bytes were moved for a page");
-    ensure!(cluster.jobs("todo", "up")?.len() == 3);
+    cluster.wait("the three jobs of the release before are gone", || {
+        Ok((cluster.jobs("todo", "up")?.len() == 3).then_some(()))
+    })?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! they change.
 
 use std::future::Future;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 
 use overlay::{Config, Encryption, Lease, Map, Network, Peer, Underlay};
@@ -373,13 +373,7 @@ fn a_peer_that_changes_leaves_the_others_alone() {
         let mut to2 = a1.connect(a2_address, 8080).unwrap();
         let mut to3 = a1.connect(a3_address, 8080).unwrap();
         let (mut accepted2, mut accepted3) = (server2.accept().unwrap().0, server3.accept().unwrap().0);
-        let events = hosts[0].machine.within(|| {
-            std::process::Command::new("ip")
-                .args(["monitor", "route", "neigh"])
-                .stdout(std::process::Stdio::piped())
-                .spawn()
-                .unwrap()
-        });
+        let events = Events::of(&hosts[0].machine);
 
         // Host 3 moves to another address.
         hosts[2].machine.run("ip addr del 10.0.0.3/24 dev up0");
@@ -405,18 +399,59 @@ fn a_peer_that_changes_leaves_the_others_alone() {
         to2.write_all(b"ping").unwrap();
         accepted2.read_exact(&mut [0; 4]).unwrap();
 
-        let seen = stop(events);
+        let seen = events.stop(&hosts[0].machine);
         assert!(seen.contains("100.100.3."), "{seen}");
         assert!(!seen.contains("100.100.2."), "host 2 was not touched: {seen}");
     });
 }
 
-fn stop(mut process: std::process::Child) -> String {
-    process.kill().unwrap();
-    let mut text = String::new();
-    process.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-    process.wait().unwrap();
-    text
+/// What the kernel says about routes and neighbours of a machine. It says so some time after the change, so a mark that
+/// is put at either end tells when the listener is there and when it has heard everything.
+struct Events {
+    process: std::process::Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Events {
+    const BEGIN: &str = "198.51.100.1";
+    const END: &str = "198.51.100.2";
+
+    fn of(machine: &Job) -> Events {
+        let mut process = machine.within(|| {
+            std::process::Command::new("ip")
+                .args(["monitor", "route", "neigh"])
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        let output = BufReader::new(process.stdout.take().unwrap());
+        let (sender, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let begun = std::time::Instant::now();
+        loop {
+            machine.run(&format!("ip route add {} dev up0", Events::BEGIN));
+            machine.run(&format!("ip route del {} dev up0", Events::BEGIN));
+            match lines.recv_timeout(std::time::Duration::from_millis(20)) {
+                Ok(_) => return Events { process, lines },
+                Err(_) => assert!(begun.elapsed() < PATIENCE, "ip monitor says nothing"),
+            }
+        }
+    }
+
+    fn stop(mut self, machine: &Job) -> String {
+        machine.run(&format!("ip route add {} dev up0", Events::END));
+        let mut seen = String::new();
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).expect("the end is heard");
+            if line.starts_with(Events::END) {
+                break;
+            }
+            seen = seen + &line + "\n";
+        }
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        seen
+    }
 }
 
 #[test]
