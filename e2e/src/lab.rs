@@ -8,13 +8,12 @@ use std::{
     path::PathBuf,
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::{PATIENCE, Process, http, program, repo_root, succeeded};
+use crate::{Process, http, program, repo_root, succeeded};
 
 /// Labs of one process.
 static LABS: AtomicU32 = AtomicU32::new(0);

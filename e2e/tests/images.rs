@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, succeeded};
+use serde_json::json;
 
 /// What an image is made of in these tests.
 struct Image {
@@ -286,33 +287,77 @@ fn header(text: &str, name: &str) -> String {
     line.unwrap_or_default().trim().to_owned()
 }
 
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Puts a small blob into the app's repository: its digest and length.
+fn put_blob(cluster: &Cluster, text: &str) -> Result<(String, usize)> {
+    let file = cluster.dir.path().join("blob");
+    fs::write(&file, text)?;
+    let sum = succeeded("sha256sum", Command::new("sha256sum").arg(&file).output()?)?;
+    let digest = format!("sha256:{}", sum.split_whitespace().next().context("a digest")?);
+    let data = format!("@{}", file.display());
+    let (status, answer) = curl(
+        cluster,
+        &[
+            "--data-binary",
+            &data,
+            "--header",
+            "Content-Type: application/octet-stream",
+        ],
+        &format!("/v2/shop/blobs/uploads/?digest={digest}"),
+    )?;
+    ensure!(status == "201", "{answer}");
+    Ok((digest, text.len()))
+}
+
+fn put_manifest(cluster: &Cluster, text: &str) -> Result<()> {
+    let content_type = format!("Content-Type: {MANIFEST}");
+    let (status, answer) = curl(
+        cluster,
+        &[
+            "--request",
+            "PUT",
+            "--data-binary",
+            text,
+            "--header",
+            &content_type,
+        ],
+        "/v2/shop/manifests/v1",
+    )?;
+    ensure!(status == "201", "{answer}");
+    Ok(())
+}
+
 #[test]
 fn a_large_layer_survives_a_killed_daemon_and_takes_little_memory() -> Result<()> {
-    const HALF_BYTES: usize = 192 << 20;
+    const HALF_BYTES: usize = 1 << 30;
     let cluster = Cluster::start()?;
     cluster.flynn(&["create", "-r", "", "shop"])?;
     let dir = cluster.dir.path();
     // Random, so that nothing can be saved; in two files, so that the second half can be sent later.
-    let make =
-        "head -c $1 /dev/urandom >one; head -c $1 /dev/urandom >two; cat one two | sha256sum | cut -d' ' -f1";
+    let make = r#"
+        head -c $((2 * $1)) /dev/urandom >big; tar -cf - big | split -b $1 - part.; rm big
+        cat part.a? | sha256sum | cut -d' ' -f1; cat part.a? | wc -c"#;
     let output = Command::new("bash")
-        .args(["-c", make, "-", &HALF_BYTES.to_string()])
+        .args(["-ec", make, "-", &HALF_BYTES.to_string()])
         .current_dir(dir)
         .output()?;
-    let digest = succeeded("sha256sum", output)?.trim().to_owned();
+    let made = succeeded("making a layer", output)?;
+    let (digest, length) = made.trim().split_once('\n').context("two lines")?;
+    let length: usize = length.parse()?;
 
     let (status, begun) = curl(&cluster, &["--request", "POST"], "/v2/shop/blobs/uploads/")?;
     ensure!(status == "202", "{begun}");
     let place = header(&begun, "location");
     let send = |file: &str, range: &str| {
-        let file = format!("@{}", dir.join(file).display());
+        let file = dir.join(file).display().to_string();
         let range = format!("Content-Range: {range}");
         curl(
             &cluster,
             &[
                 "--request",
                 "PATCH",
-                "--data-binary",
+                "--upload-file",
                 &file,
                 "--header",
                 &range,
@@ -322,7 +367,7 @@ fn a_large_layer_survives_a_killed_daemon_and_takes_little_memory() -> Result<()
             &place,
         )
     };
-    let (status, answer) = send("one", &format!("0-{}", HALF_BYTES - 1))?;
+    let (status, answer) = send("part.aa", &format!("0-{}", HALF_BYTES - 1))?;
     ensure!(status == "202", "{answer}");
     e2e::kill(cluster.pid("daemon")?);
     let answer = cluster.wait("the upload to be found again", || {
@@ -333,7 +378,14 @@ fn a_large_layer_survives_a_killed_daemon_and_takes_little_memory() -> Result<()
         header(&answer, "range") == format!("0-{}", HALF_BYTES - 1),
         "{answer}"
     );
-    let (status, answer) = send("two", &format!("{HALF_BYTES}-{}", 2 * HALF_BYTES - 1))?;
+    // The rest is a gigabyte and what a tar archive adds.
+    let rest = "cat part.ab part.ac >rest && rm part.a?";
+    let output = Command::new("bash")
+        .args(["-ec", rest])
+        .current_dir(dir)
+        .output()?;
+    succeeded("the rest", output)?;
+    let (status, answer) = send("rest", &format!("{HALF_BYTES}-{}", length - 1))?;
     ensure!(status == "202", "{answer}\n{}", cluster.host_log());
     let (status, answer) = curl(
         &cluster,
@@ -343,9 +395,28 @@ fn a_large_layer_survives_a_killed_daemon_and_takes_little_memory() -> Result<()
     ensure!(status == "201", "{answer}\n{}", cluster.host_log());
     let (status, answer) = curl(&cluster, &["--head"], &format!("/v2/shop/blobs/sha256:{digest}"))?;
     ensure!(
-        status == "200" && header(&answer, "content-length") == (2 * HALF_BYTES).to_string(),
+        status == "200" && header(&answer, "content-length") == length.to_string(),
         "{answer}"
     );
+
+    // It is the only layer of an image, which is made runnable.
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/big"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+    });
+    let config = put_blob(&cluster, &config.to_string())?;
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.0, "size": config.1},
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": format!("sha256:{digest}"), "size": length,
+        }],
+    });
+    put_manifest(&cluster, &manifest.to_string())?;
+    cluster.wait("the release", || {
+        let releases = cluster.api("GET", "/apps/shop/releases", None)?;
+        Ok((releases.as_array().is_some_and(|list| !list.is_empty())).then_some(()))
+    })?;
 
     let text = fs::read_to_string(format!("/proc/{}/status", cluster.pid("daemon")?))?;
     let peak_kb: usize = text
@@ -443,6 +514,56 @@ fn an_image_comes_from_a_file_or_another_registry_without_any_engine() -> Result
     other.kill()?;
     other.wait()?;
     pulled
+}
+
+/// In the form that `pack` gives them: a label with the process types, a launcher that is called by their names.
+#[test]
+fn an_image_of_cloud_native_buildpacks_has_its_process_types() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.flynn(&["create", "-r", "", "shop"])?;
+    let image = Image::new(cluster.dir.path(), "of buildpacks\n")?;
+    let cnb = cluster.dir.path().join("bundle/rootfs/cnb");
+    image.change(cluster.dir.path(), |_| {
+        for name in ["lifecycle", "process"] {
+            fs::create_dir_all(cnb.join(name))?;
+        }
+        let launcher = "#!/bin/sh\n\
+            case $0 in\n\
+            */web) exec httpd -f -p \"$PORT\" -h /srv/www ;;\n\
+            */worker) echo working; exec sleep 600 ;;\n\
+            *) exec \"$@\" ;;\n\
+            esac\n";
+        let path = cnb.join("lifecycle/launcher");
+        fs::write(&path, launcher)?;
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        for name in ["web", "worker"] {
+            std::os::unix::fs::symlink("/cnb/lifecycle/launcher", cnb.join("process").join(name))?;
+        }
+        Ok(())
+    })?;
+    let label = json!({"processes": [
+        {"type": "web", "command": ["httpd"], "direct": true, "buildpackID": "shop/httpd"},
+        {"type": "worker", "command": ["sleep"], "args": ["600"], "direct": true, "buildpackID": "shop/httpd"},
+    ]});
+    image.umoci(&[
+        "config",
+        "--image",
+        &image.tag(),
+        "--clear=config.cmd",
+        "--config.entrypoint=/cnb/process/web",
+        &format!("--config.label=io.buildpacks.build.metadata={label}"),
+    ])?;
+    let (is_ok, said) = push(&cluster, &image, "images.flynn.localhost/shop:latest")?;
+    ensure!(is_ok, "{said}");
+    cluster.flynn(&["-a", "shop", "scale", "web=1", "worker=1"])?;
+    answers(&cluster, "shop", "of buildpacks\n")?;
+    cluster.wait("the worker's line", || {
+        Ok(cluster
+            .flynn(&["-a", "shop", "log"])?
+            .contains("working")
+            .then_some(()))
+    })?;
+    Ok(())
 }
 
 #[test]

@@ -51,6 +51,26 @@ install_packages() {
     fail "cannot install ${missing[*]}" "apt-get install ${missing[*]}"
 }
 
+# fetch_docker DIRECTORY: Debian's Docker engine, unpacked and not installed, as its package would start it on this machine.
+fetch_docker() {
+  [ ! -x "$1/usr/sbin/dockerd" ] || return 0
+  printf '       fetching docker.io\n'
+  local new=$1.new
+  rm -rf "$new" && mkdir -p "$new/packages"
+  (
+    cd "$new/packages"
+    local packages=(docker.io containerd runc libbtrfs0 libdevmapper1.02.1)
+    apt-get download -qq -o APT::Sandbox::User=root "${packages[@]}" 2>/dev/null ||
+      { apt-get update -qq && apt-get download -qq -o APT::Sandbox::User=root "${packages[@]}"; } ||
+      fail "cannot fetch Debian's Docker engine" "apt-get download ${packages[*]}"
+    for package in *.deb; do dpkg-deb -x "$package" ..; done
+  )
+  mkdir "$new/libraries"
+  find "$new/usr/lib" "$new/lib" -name 'lib*.so*' -exec mv {} "$new/libraries" \;
+  rm -rf "$1" "$new/packages"
+  mv "$new" "$1"
+}
+
 require_rust() {
   export PATH="$PATH:$HOME/.cargo/bin"
   command -v cargo >/dev/null || fail "the Rust toolchain is missing" \

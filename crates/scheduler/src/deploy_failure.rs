@@ -119,6 +119,6 @@ fn by_time(name: &str, process: &ProcessType, job: &Job, timeout: Duration) -> S
             let status = if check.status == 0 { 200 } else { check.status };
             format!("{name} did not answer GET {path} on {number} with {status} within {seconds} s")
         }
-        None => format!("{name} did not open {number} within {seconds} s"),
+        None => format!("{name} was not up on {number} within {seconds} s"),
     }
 }

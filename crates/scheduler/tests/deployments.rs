@@ -211,7 +211,7 @@ fn a_release_that_is_not_up_in_time_is_taken_back() {
     check(
         &format!("{world}; job n1 v2/web starting a age=120"),
         "delete formation v2
-         fail deployment deployment: web did not open port 8080 within 120 s
+         fail deployment deployment: web was not up on port 8080 within 120 s
          stop web.n1: unwanted",
     );
     check(
@@ -230,7 +230,7 @@ fn a_failed_deployment_gives_the_old_release_its_jobs_back() {
          job n1 v2/web starting a age=150",
         "set formation v1: web=2
          delete formation v2
-         fail deployment deployment: web did not open port 8080 within 120 s
+         fail deployment deployment: web was not up on port 8080 within 120 s
          stop web.n1: unwanted
          create web.new1 of v1
          start web.new1 on a",

@@ -201,12 +201,12 @@ fn a_deployment_that_failed_is_quoted_and_one_under_way_is_followed() {
       release 00000000-0000-4000-8000-000000000051 has been under deployment for 3 minutes: 0 of its jobs are up
         host0-00000000-0000-4000-8000-000000000011 has been starting for about a minute: its host has not started it yet
     ");
-    let error = "web did not open port 8080 within 120 s\nThe last lines of its log:\n  listening on 3000";
+    let error = "web was not up on port 8080 within 120 s\nThe last lines of its log:\n  listening on 3000";
     facts.deployments = vec![deployment("failed", error)];
     facts.jobs.remove(0);
     insta::assert_snapshot!(app(&facts).render(), @r"
     shop is up: web=1
-      the deployment of release 00000000-0000-4000-8000-000000000051 failed 3 minutes ago: web did not open port 8080 within 120 s; release 00000000-0000-4000-8000-0000000000aa, which was there before it, is the current one
+      the deployment of release 00000000-0000-4000-8000-000000000051 failed 3 minutes ago: web was not up on port 8080 within 120 s; release 00000000-0000-4000-8000-0000000000aa, which was there before it, is the current one
         | The last lines of its log:
         | listening on 3000
     hint: mend its cause, then push again, or make the change again

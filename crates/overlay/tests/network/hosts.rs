@@ -426,7 +426,12 @@ impl Events {
         });
         let output = BufReader::new(process.stdout.take().unwrap());
         let (sender, lines) = std::sync::mpsc::channel();
-        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            output
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
         let begun = std::time::Instant::now();
         loop {
             machine.run(&format!("ip route add {} dev up0", Events::BEGIN));
