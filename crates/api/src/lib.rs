@@ -7,6 +7,7 @@
 
 pub mod attach;
 pub mod client;
+pub mod contents;
 pub mod controller;
 pub mod discoverd;
 pub mod dry_run;

@@ -22,10 +22,22 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
-use tokio::{io::AsyncReadExt, io::AsyncWriteExt, process::ChildStdin};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::{ChildStdin, ChildStdout},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use types::App;
 
-use crate::{Builder, gzip::Gunzip, process::Group, repo};
+use crate::{
+    Builder,
+    copies::{self, CopyError, Held},
+    gzip::Gunzip,
+    process::Group,
+    pushes::Registered,
+    repo::{self, Repo},
+};
 
 type Shared = Extract<Arc<Builder>>;
 
@@ -44,6 +56,12 @@ pub fn router(builder: Arc<Builder>) -> Router {
             daemon::auth::require_key,
         ))
         .layer(axum::middleware::from_fn_with_state(builder.clone(), pass_on))
+        .merge(
+            copies::http::routes().route_layer(axum::middleware::from_fn_with_state(
+                builder.keys.clone(),
+                daemon::auth::require_internal_key,
+            )),
+        )
         .with_state(builder)
 }
 
@@ -66,7 +84,7 @@ async fn pass_on(Extract(builder): Shared, request: Request, next: axum::middlew
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Service {
+pub enum Service {
     ReceivePack,
     UploadPack,
 }
@@ -81,8 +99,15 @@ impl Service {
 }
 
 #[derive(Deserialize)]
-struct Asked {
+pub struct Asked {
     service: Option<String>,
+}
+
+impl Asked {
+    pub fn is(&self, service: Service) -> bool {
+        let name = self.service.as_deref().and_then(|name| name.strip_prefix("git-"));
+        name == Some(service.name())
+    }
 }
 
 async fn status() -> impl IntoResponse {
@@ -100,21 +125,26 @@ async fn advertise(
     Query(asked): Query<Asked>,
     headers: HeaderMap,
 ) -> Response {
-    let service = match asked.service.as_deref() {
-        Some("git-receive-pack") => Service::ReceivePack,
-        Some("git-upload-pack") => Service::UploadPack,
-        _ => {
-            return refuse(
-                StatusCode::FORBIDDEN,
-                "This server needs a git that speaks smart HTTP (1.6.6 or later).\n",
-            );
-        }
+    let known = [Service::ReceivePack, Service::UploadPack];
+    let Some(service) = known.into_iter().find(|service| asked.is(*service)) else {
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "This server needs a git that speaks smart HTTP (1.6.6 or later).\n",
+        );
     };
-    let repo = match find(&builder, &name).await {
-        Ok((_, repo)) => repo,
-        Err(refusal) => return refusal,
-    };
-    let protocol = protocol(&headers, service);
+    match find(&builder, &name).await {
+        Ok((_, repo)) => advertise_repo(&builder, &repo, service, &headers).await,
+        Err(refusal) => refusal,
+    }
+}
+
+pub async fn advertise_repo(
+    builder: &Builder,
+    repo: &Repo,
+    service: Service,
+    headers: &HeaderMap,
+) -> Response {
+    let protocol = protocol(headers, service);
     let mut git = repo.service(
         service.name(),
         &builder.hooks,
@@ -128,7 +158,7 @@ async fn advertise(
         Ok(output) if output.status.success() => output.stdout,
         Ok(output) => {
             let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            tracing::error!(repo = name, error, "git cannot read a repository");
+            tracing::error!(repo = %repo.path().display(), error, "git cannot read a repository");
             return refuse(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "The repository cannot be read.\n",
@@ -161,6 +191,21 @@ async fn upload_pack(builder: Shared, name: Path<String>, request: Request) -> R
 }
 
 async fn exchange(builder: Arc<Builder>, name: String, request: Request, service: Service) -> Response {
+    match find(&builder, &name).await {
+        Ok((app, repo)) => exchange_with(builder, name, Some(app), repo, request, service).await,
+        Err(refusal) => refusal,
+    }
+}
+
+/// `app` is whose push it is, if it is one.
+pub async fn exchange_with(
+    builder: Arc<Builder>,
+    name: String,
+    app: Option<App>,
+    repo: Repo,
+    request: Request,
+    service: Service,
+) -> Response {
     let headers = request.headers();
     let expected = format!("application/x-git-{}-request", service.name());
     if headers
@@ -178,17 +223,13 @@ async fn exchange(builder: Arc<Builder>, name: String, request: Request, service
         Some(_) => return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Only gzip is understood.\n"),
     };
     let protocol = protocol(headers, service);
-    let (app, repo) = match find(&builder, &name).await {
-        Ok(found) => found,
-        Err(refusal) => return refusal,
-    };
     let mut git = repo.service(service.name(), &builder.hooks, builder.limits.pack_bytes_max, &[]);
     if let Some(protocol) = protocol {
         git.env("GIT_PROTOCOL", protocol);
     }
-    let is_push = service == Service::ReceivePack;
-    let push = is_push.then(|| builder.pushes.register(app.clone()));
-    if let Some(push) = &push {
+    let push = app.filter(|_| service == Service::ReceivePack);
+    let push = push.map(|app| (builder.pushes.register(app.clone()), app));
+    if let Some((push, _)) = &push {
         git.env(crate::hook::PUSH, push.token())
             .env(crate::hook::SOCKET, &builder.socket);
     }
@@ -199,45 +240,102 @@ async fn exchange(builder: Arc<Builder>, name: String, request: Request, service
             return refuse(StatusCode::INTERNAL_SERVER_ERROR, "The server cannot run git.\n");
         }
     };
-    group.after({
+    let settled = push.map(|(push, app)| {
+        let (settled, outcome) = oneshot::channel();
         let (builder, repo) = (builder.clone(), repo.clone());
-        move || {
-            if push.is_some() {
-                drop(push);
-                builder.sweep(app.id, &repo);
-            }
-        }
+        group.after(move || drop(tokio::spawn(settle(builder, repo, app, push, settled))));
+        outcome
     });
     let (stdin, stdout, stderr) = group.streams();
     tokio::spawn(feed(request.into_body(), stdin, gunzip));
     let stderr = tokio::spawn(repo::read_some(Some(stderr)));
 
-    let state = Some((stdout, group, stderr));
-    let body = futures::stream::unfold(state, move |state| {
-        let (builder, repo, name) = (builder.clone(), repo.clone(), name.clone());
-        async move {
-            let (mut stdout, mut group, stderr) = state?;
-            let mut buffer = bytes::BytesMut::with_capacity(READ_BYTES);
-            match stdout.read_buf(&mut buffer).await {
-                Ok(0) => {
-                    let status = group.wait().await;
-                    let said = stderr.await.unwrap_or_default();
-                    if !status.as_ref().is_ok_and(|status| status.success()) {
-                        tracing::debug!(repo = name, said, ?status, "git ended with an error");
-                    } else if is_push {
-                        builder.tidy_later(repo);
-                    }
-                    None
-                }
-                Ok(_) => Some((Ok(buffer.freeze()), Some((stdout, group, stderr)))),
-                Err(error) => Some((Err(error), None)),
-            }
-        }
-    });
+    let answering = Answering {
+        builder,
+        repo,
+        name,
+        stdout,
+        group,
+        stderr,
+        settling: settled.map(|settled| (settled, Held::default())),
+    };
+    let body = futures::stream::unfold(Some(answering), async |answering| answering?.next().await);
     answer(
         &format!("application/x-git-{}-result", service.name()),
         Body::from_stream(body),
     )
+}
+
+/// What came of a push: lines for the pusher where it does not count.
+type Settled = Result<(), Vec<String>>;
+
+/// After git, whether the pusher is still there or not.
+async fn settle(
+    builder: Arc<Builder>,
+    repo: Repo,
+    app: App,
+    push: Registered,
+    settled: oneshot::Sender<Settled>,
+) {
+    let outcome = match push.take_accepted() {
+        Some(accepted) => builder.settle(app.id, &repo, accepted).await,
+        None => Ok(()),
+    };
+    drop(push);
+    builder.sweep(app.id, &repo);
+    let _ = settled.send(outcome);
+}
+
+/// An answer of git on its way to the client.
+struct Answering {
+    builder: Arc<Builder>,
+    repo: Repo,
+    name: String,
+    stdout: ChildStdout,
+    group: Group,
+    stderr: JoinHandle<String>,
+    /// Of a push: what comes of it, and what is not said before.
+    settling: Option<(oneshot::Receiver<Settled>, Held)>,
+}
+
+impl Answering {
+    async fn next(mut self) -> Option<(std::io::Result<Bytes>, Option<Answering>)> {
+        loop {
+            let mut buffer = bytes::BytesMut::with_capacity(READ_BYTES);
+            match self.stdout.read_buf(&mut buffer).await {
+                Ok(0) => return self.end().await.map(|bytes| (Ok(bytes), None)),
+                Ok(_) => {
+                    let bytes = match &mut self.settling {
+                        Some((_, held)) => held.push(&buffer).into(),
+                        None => buffer.freeze(),
+                    };
+                    if !bytes.is_empty() {
+                        return Some((Ok(bytes), Some(self)));
+                    }
+                }
+                Err(error) => return Some((Err(error), None)),
+            }
+        }
+    }
+
+    async fn end(mut self) -> Option<Bytes> {
+        let status = self.group.wait().await;
+        let said = self.stderr.await.unwrap_or_default();
+        let has_succeeded = status.as_ref().is_ok_and(|status| status.success());
+        if !has_succeeded {
+            tracing::debug!(repo = self.name, said, ?status, "git ended with an error");
+        }
+        let (settled, held) = self.settling?;
+        let rest = match settled.await {
+            Ok(Ok(())) => held.accepted(),
+            Ok(Err(lines)) => held.refused(&lines),
+            Err(_) => held.refused(&["The platform is restarting; push again in a moment.".into()]),
+        };
+        if has_succeeded {
+            self.builder.tidy_later(self.repo);
+        }
+        Some(rest.into()).filter(|bytes: &Bytes| !bytes.is_empty())
+    }
 }
 
 /// Passes the request's body on to git, which may stop reading before its end.
@@ -292,13 +390,28 @@ async fn find(builder: &Builder, name: &str) -> Result<(App, repo::Repo), Respon
             return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, text));
         }
     };
-    match builder.repos.of(app.id).await {
-        Ok(repo) => Ok((app, repo)),
+    let repo = match builder.repos.of(app.id).await {
+        Ok(repo) => repo,
         Err(error) => {
             tracing::error!(app = %app.id, error = format!("{error:#}"), "no repository");
-            Err(refuse(
+            return Err(refuse(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "The app's repository cannot be made.\n",
+            ));
+        }
+    };
+    match builder.catch_up(app.id, &repo).await {
+        Ok(()) => Ok((app, repo)),
+        Err(error @ (CopyError::OutOfReach(_) | CopyError::Controller(_))) => {
+            tracing::warn!(app = %app.id, %error, "a repository cannot be served");
+            let text = format!("The app's repository cannot be served: {error}.\nTry again in a moment.\n");
+            Err(refuse(StatusCode::SERVICE_UNAVAILABLE, &text))
+        }
+        Err(CopyError::Broken(error)) => {
+            tracing::error!(app = %app.id, error = format!("{error:#}"), "a repository cannot be read");
+            Err(refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "The repository cannot be read.\n",
             ))
         }
     }

@@ -19,6 +19,7 @@
 
 mod build;
 mod cage;
+mod copies;
 mod deploy;
 mod disk;
 mod dockerfile;
@@ -35,6 +36,7 @@ mod refs;
 mod release;
 mod repo;
 mod stack;
+mod version;
 mod workspace;
 
 use std::{
@@ -123,6 +125,8 @@ struct Builder {
     hooks: PathBuf,
     shutdown: Shutdown,
     forward: Option<Arc<dyn daemon::Forward>>,
+    /// Where there may be other hosts.
+    copies: Option<copies::Copies>,
 }
 
 /// Serves pushes until `shutdown`, then stops the builds that run.
@@ -159,7 +163,17 @@ pub async fn run_with(
     let disks = disk::Disks::open(&state, config.disk_bytes)
         .await
         .context("cannot prepare the disks of builds")?;
+    let address = listener.local_addr()?;
+    let copies = config.forward.clone().map(|forward| {
+        copies::Copies::new(
+            config.host.clone(),
+            address,
+            config.controller.key.clone(),
+            forward,
+        )
+    });
     let builder = Arc::new(Builder {
+        copies,
         host: config.host,
         controller: Controller::new(&config.controller)?,
         registry: dockerfile::Registry {
@@ -196,8 +210,9 @@ pub async fn run_with(
         daemon::server::serve(listener, http::router(builder.clone()), shutdown.clone()),
         pushes::serve(builder.clone(), hook_listener),
         builder.forget_unknown_apps(),
+        copies::run(builder.clone()),
     );
-    let ((), (), ()) = served;
+    let ((), (), (), ()) = served;
     if tokio::time::timeout(WIND_DOWN_MAX, builder.pushes.none_left())
         .await
         .is_err()
@@ -294,11 +309,15 @@ impl Builder {
             }
         };
         for app in kept.into_iter().filter(|app| !known.contains(app)) {
-            match forget(&self.state, app).await {
-                Ok(()) => tracing::info!(%app, "removed what was kept for an app that is gone"),
-                Err(error) => {
-                    tracing::warn!(%app, error = format!("{error:#}"), "cannot remove what is kept")
-                }
+            self.forget_app(app).await;
+        }
+    }
+
+    async fn forget_app(&self, app: AppId) {
+        match forget(&self.state, app).await {
+            Ok(()) => tracing::info!(%app, "removed what was kept for an app that is gone"),
+            Err(error) => {
+                tracing::warn!(%app, error = format!("{error:#}"), "cannot remove what is kept")
             }
         }
     }

@@ -11,12 +11,14 @@ use types::App;
 use crate::{
     Builder,
     build::{self, Build},
+    copies::Accepted,
     deploy, dockerfile,
     failure::{Failure, Result},
     hook::Question,
     output::Output,
-    refs::{self, Decision},
+    refs::{self, Decision, RefUpdate},
     release,
+    repo::Repo,
 };
 
 /// What took how long, for the last line.
@@ -64,7 +66,7 @@ pub async fn receive(
     question: Question,
     out: &Output,
     pusher_left: &Shutdown,
-) -> Result<()> {
+) -> Result<Accepted> {
     let updates = refs::parse_ref_lines(&question.refs)?;
     let (branch, commit, notes) = match refs::decide(&updates) {
         Decision::Deploy {
@@ -72,7 +74,10 @@ pub async fn receive(
             commit,
             notes,
         } => (branch, commit, notes),
-        Decision::OnlyRemovals => return Ok(()),
+        Decision::OnlyRemovals => {
+            let repo = builder.repos.of(app.id).await?;
+            return begin(builder, app, &repo, &updates, "a removal of refs").await;
+        }
         Decision::Refuse(lines) => return Err(Failure::Refused(lines)),
     };
     let repo = builder
@@ -86,17 +91,7 @@ pub async fn receive(
             commit.short()
         )]));
     }
-    let turn = builder.pushes.begin(app.id, commit.short()).map_err(|active| {
-        Failure::refused([
-            format!(
-                "Another push to {} is being built: {}, since {} s.",
-                app.name,
-                active.commit,
-                active.since.elapsed().as_secs()
-            ),
-            "Wait for it, or stop it with ctrl-c where it was started; then push again.".into(),
-        ])
-    })?;
+    let accepted = begin(builder, app, &repo, &updates, commit.short()).await?;
     notes.iter().for_each(|note| out.detail(note));
     tracing::info!(app = %app.name, commit = commit.short(), branch, "push");
 
@@ -120,11 +115,11 @@ pub async fn receive(
         None => Made::Built(Box::new(build::run(build, &mut phases).await?)),
     };
     stop.check()?;
+    builder.check_standing(app.id, &accepted.standing).await?;
 
     // From here on it goes on without the pusher: half a deployment would help nobody.
     let (builder, app, out) = (builder.clone(), app.clone(), out.clone());
     let deployed = tokio::spawn(async move {
-        let _turn = turn;
         let since = Instant::now();
         out.step("Creating release...");
         let source = release::Source {
@@ -146,12 +141,48 @@ pub async fn receive(
         deploy::print_urls(&builder, &app, &release, &out).await;
         out.detail(phases.summary());
         tracing::info!(app = %app.name, release = %release.id, "deployed by a push");
-        Ok(())
+        Ok(accepted)
     });
     tokio::select! {
         deployed = deployed => deployed?,
         _ = stop.shutdown.cancelled() => Err(Failure::Stopping),
     }
+}
+
+/// The app's turn, on top of the newest version of its repository.
+async fn begin(
+    builder: &Builder,
+    app: &App,
+    repo: &Repo,
+    updates: &[RefUpdate],
+    what: &str,
+) -> Result<Accepted> {
+    let turn = builder.pushes.begin(app.id, what).map_err(|active| {
+        Failure::refused([
+            format!(
+                "Another push to {} is being built: {}, since {} s.",
+                app.name,
+                active.commit,
+                active.since.elapsed().as_secs()
+            ),
+            "Wait for it, or stop it with ctrl-c where it was started; then push again.".into(),
+        ])
+    })?;
+    let standing = builder.stand(app.id, repo).await;
+    let standing = standing.map_err(|error| {
+        tracing::warn!(app = %app.name, %error, "a push cannot be taken");
+        Failure::refused([
+            format!("The app's repository cannot be used just now: {error}."),
+            "Push again in a moment.".into(),
+        ])
+    })?;
+    if standing.is_some() {
+        builder.check_refs(repo, updates).await?;
+    }
+    Ok(Accepted {
+        _turn: turn,
+        standing,
+    })
 }
 
 /// What ends a build early.

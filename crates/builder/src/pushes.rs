@@ -16,6 +16,7 @@ use types::{App, AppId};
 
 use crate::{
     Builder,
+    copies::Accepted,
     failure::Failure,
     hook::{QUESTION_BYTES_MAX, Question, STATUS, TEXT},
     output::{self, Lines, Output},
@@ -46,8 +47,14 @@ impl Default for Pushes {
 #[derive(Default)]
 struct State {
     /// By the token that git's hook is given.
-    known: HashMap<String, App>,
+    known: HashMap<String, Known>,
     active: HashMap<AppId, Active>,
+}
+
+struct Known {
+    app: App,
+    /// Once git may carry it out.
+    accepted: Option<Accepted>,
 }
 
 #[derive(Clone)]
@@ -66,17 +73,23 @@ impl Registered {
     pub fn token(&self) -> &str {
         &self.token
     }
+
+    /// What the hook's answer left, to be settled when git has ended; can be taken once.
+    pub fn take_accepted(&self) -> Option<Accepted> {
+        let inner = self.pushes.upgrade()?;
+        let mut state = inner.state.lock().expect("no panic while locked");
+        state.known.get_mut(&self.token)?.accepted.take()
+    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         if let Some(inner) = self.pushes.upgrade() {
-            inner
-                .state
-                .lock()
-                .expect("no panic while locked")
-                .known
-                .remove(&self.token);
+            let mut state = inner.state.lock().expect("no panic while locked");
+            let known = state.known.remove(&self.token);
+            // It may have a turn, whose end takes the lock.
+            drop(state);
+            drop(known);
         }
     }
 }
@@ -107,7 +120,7 @@ impl Pushes {
             .lock()
             .expect("no panic while locked")
             .known
-            .insert(token.clone(), app);
+            .insert(token.clone(), Known { app, accepted: None });
         Registered {
             pushes: Arc::downgrade(&self.inner),
             token,
@@ -121,7 +134,24 @@ impl Pushes {
             .expect("no panic while locked")
             .known
             .get(token)
-            .cloned()
+            .map(|known| known.app.clone())
+    }
+
+    /// Lets a push keep what it has until git has carried it out, if anybody still waits for that.
+    fn accept(&self, token: &str, accepted: Accepted) {
+        let mut state = self.inner.state.lock().expect("no panic while locked");
+        let replaced = match state.known.get_mut(token) {
+            Some(known) => known.accepted.replace(accepted),
+            None => Some(accepted),
+        };
+        drop(state);
+        drop(replaced);
+    }
+
+    /// Whether a push of the app has its turn.
+    pub fn is_active(&self, app: AppId) -> bool {
+        let state = self.inner.state.lock().expect("no panic while locked");
+        state.active.contains_key(&app)
     }
 
     /// The app's turn, or who has it.
@@ -147,7 +177,7 @@ impl Pushes {
     /// Calls `sweep` if git receives nothing for the app, and does not let it begin meanwhile.
     pub fn while_idle<T>(&self, app: AppId, sweep: impl FnOnce() -> T) -> Option<T> {
         let state = self.inner.state.lock().expect("no panic while locked");
-        let is_idle = !state.known.values().any(|known| known.id == app);
+        let is_idle = !state.known.values().any(|known| known.app.id == app);
         is_idle.then(sweep)
     }
 
@@ -254,7 +284,10 @@ async fn carry_out(builder: Arc<Builder>, question: Vec<u8>, out: Output, pusher
         let question: Question = serde_json::from_slice(&question)?;
         let app = builder.pushes.of_token(&question.push);
         let app = app.ok_or_else(|| Failure::refused(["This push is not known any more; push again."]))?;
-        push::receive(&builder, &app, question, &out, &pusher_left).await
+        let push = question.push.clone();
+        let accepted = push::receive(&builder, &app, question, &out, &pusher_left).await?;
+        builder.pushes.accept(&push, accepted);
+        Ok(())
     };
     match carried.await {
         Ok(()) => 0,

@@ -42,6 +42,13 @@ pub struct RefUpdate {
     pub name: String,
 }
 
+impl RefUpdate {
+    /// What the pusher takes the ref for, if it takes it to be there.
+    pub fn before(&self) -> Option<&str> {
+        Some(self.old.as_str()).filter(|_| !self.old.is_none())
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefLineError {
     #[error("line {0} is not of the form OLD NEW REF")]

@@ -90,6 +90,15 @@ impl Repos {
         })
     }
 
+    /// The app's repository, if there is one.
+    pub fn existing(&self, app: AppId) -> Option<Repo> {
+        let path = path_of(&self.directory, app);
+        path.join("HEAD").exists().then(|| Repo {
+            path,
+            quarantine: BTreeMap::new(),
+        })
+    }
+
     /// All apps that have a repository.
     pub fn apps(&self) -> io::Result<Vec<AppId>> {
         let names = std::fs::read_dir(&self.directory)?
@@ -197,8 +206,12 @@ impl Repo {
         taken.collect()
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// git in this repository.
-    fn git(&self) -> Command {
+    pub fn git(&self) -> Command {
         let mut command = command();
         command
             .envs(&self.quarantine)
@@ -328,7 +341,7 @@ impl Repo {
     }
 
     /// What git says; `None` if it fails.
-    async fn answer(&self, arguments: &[&str]) -> Result<Option<String>> {
+    pub async fn answer(&self, arguments: &[&str]) -> Result<Option<String>> {
         let output = self
             .git()
             .args(arguments)

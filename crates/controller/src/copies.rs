@@ -12,23 +12,23 @@ use std::{
     time::Duration,
 };
 
-use api::{ClientError, Error, client::empty_body, peers::Part};
+use api::{
+    ClientError, Error,
+    client::empty_body,
+    contents::{LOST_AFTER, keepers},
+    peers::Part,
+};
 use axum::body::Body;
 use daemon::{Shutdown, files};
 use futures::TryStreamExt;
 use http::Method;
-use sha2::{Digest as _, Sha256};
 use state::State;
 use types::{Digest, Host, HostId, HostState};
 
 use crate::Controller;
 
-/// Of each layer.
-pub const COPIES: usize = 2;
 /// How soon what changed is looked at.
 const ROUND: Duration = Duration::from_secs(5);
-/// A host that is silent for longer does not count as keeping anything.
-const LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// Fetches under way: a layer that several jobs wait for comes once.
 #[derive(Default)]
@@ -55,13 +55,13 @@ async fn round(controller: &Controller) {
     if state.members.len() < 2 {
         return;
     }
-    let hosts = keepers(controller, &state);
+    let hosts = living(controller, &state);
     let own = controller.config.membership.as_ref().map(|own| own.host.clone());
     let Some(own) = own else { return };
     let of_images = in_use(&state)
         .into_iter()
-        .filter_map(|layer| layer.parse().ok())
-        .filter(|digest| chosen(digest, &hosts).contains(&&own));
+        .filter_map(|layer| layer.parse::<Digest>().ok())
+        .filter(|digest| keepers(digest.as_str(), &hosts).contains(&&own));
     // Any host may come to lead, and then builds.
     let of_stack = controller.stack_layers().await;
     for digest in of_images.chain(of_stack) {
@@ -80,22 +80,13 @@ async fn round(controller: &Controller) {
 }
 
 /// Hosts that count as keeping what they were chosen for.
-fn keepers(controller: &Controller, state: &State) -> Vec<HostId> {
+fn living(controller: &Controller, state: &State) -> Vec<HostId> {
     let now = controller.now();
     let hosts = state.hosts.values().filter(|host| match host.state {
         HostState::Up => true,
         HostState::Silent { since } => now.since(since) < LOST_AFTER,
     });
     hosts.map(|host| host.id.clone()).collect()
-}
-
-/// Who keeps a layer: those whose name fits it best. One more or one less host moves only what is
-/// that host's.
-fn chosen<'a>(digest: &Digest, hosts: &'a [HostId]) -> Vec<&'a HostId> {
-    let mut hosts: Vec<_> = hosts.iter().collect();
-    hosts.sort_by_cached_key(|host| Sha256::digest(format!("{digest} {host}")));
-    hosts.truncate(COPIES);
-    hosts
 }
 
 /// Layers that some image is made of.
@@ -227,6 +218,8 @@ fn digests_in(text: &str) -> Vec<Digest> {
 
 #[cfg(test)]
 mod tests {
+    use api::contents::COPIES;
+
     use super::*;
 
     #[test]
@@ -237,16 +230,16 @@ mod tests {
             .collect();
         let mut kept = BTreeMap::<&HostId, usize>::new();
         for digest in &digests {
-            let before = chosen(digest, &hosts);
+            let before = keepers(digest.as_str(), &hosts);
             assert_eq!(before.len(), COPIES);
             before.iter().for_each(|host| *kept.entry(host).or_default() += 1);
-            let after = chosen(digest, &hosts[1..]);
+            let after = keepers(digest.as_str(), &hosts[1..]);
             for host in before.iter().filter(|host| **host != &hosts[0]) {
                 assert!(after.contains(host));
             }
         }
         assert!(kept.values().all(|count| (50..110).contains(count)), "{kept:?}");
-        assert_eq!(chosen(&digests[0], &hosts[..1]), [&hosts[0]]);
+        assert_eq!(keepers(digests[0].as_str(), &hosts[..1]), [&hosts[0]]);
     }
 
     #[test]

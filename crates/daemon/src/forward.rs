@@ -18,4 +18,12 @@ pub trait Forward: Send + Sync + 'static {
         request: Request,
         patience: std::time::Duration,
     ) -> BoxFuture<'static, Result<Response, Request>>;
+
+    /// Has the `part` of the member with this number answer, or says why it cannot be reached.
+    fn to(
+        &self,
+        node: u64,
+        part: &'static str,
+        request: Request,
+    ) -> BoxFuture<'static, Result<Response, String>>;
 }

@@ -41,11 +41,28 @@ pub struct About {
 
 pub struct Files {
     state: StateDir,
+    /// This host's parts that keep copies of what several hosts keep, each with the path by which it
+    /// fetches the newest of all.
+    keepers: Vec<(api::Client, &'static str)>,
 }
 
 impl Files {
-    pub fn new(state: StateDir) -> Files {
-        Files { state }
+    pub fn new(state: StateDir, keepers: Vec<(api::Client, &'static str)>) -> Files {
+        Files { state, keepers }
+    }
+
+    /// What other hosts have and this one has not. Without what no host has, the backup goes without it.
+    async fn fetch_copies(&self) {
+        for (keeper, path) in &self.keepers {
+            match keeper.post::<Vec<String>>(path, &()).await {
+                Ok(failed) => {
+                    for error in failed {
+                        tracing::warn!(error, "the backup goes without the newest of something");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the backup has what this host has"),
+            }
+        }
     }
 
     /// What tar is to read, with everything that has to be made for it.
@@ -169,6 +186,7 @@ impl Drop for Stage {
 impl Archive for Files {
     fn pack(&self, contents: Contents) -> BoxFuture<'_, io::Result<BoxStream<'static, io::Result<Bytes>>>> {
         Box::pin(async move {
+            self.fetch_copies().await;
             let stage = self.stage(&contents)?;
             let mut child = self.command(&stage).spawn()?;
             let out = child.stdout.take().expect("it is piped");

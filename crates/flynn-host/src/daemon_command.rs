@@ -54,6 +54,10 @@ pub async fn run(config: Config) -> Result<()> {
         key: secrets.internal_key.clone(),
         trust: Trust::System,
     };
+    let git_endpoint = Endpoint {
+        url: format!("http://{}", git_listener.local_addr()?),
+        ..endpoint.clone()
+    };
     let forwarding = Arc::new(wire.forwarding(&store));
     let network = peers::Network::new(
         wire,
@@ -112,7 +116,10 @@ pub async fn run(config: Config) -> Result<()> {
                 trust: Trust::System,
             }),
             authority,
-            archive: Some(Arc::new(crate::backup::Files::new(state.clone()))),
+            archive: Some(Arc::new(crate::backup::Files::new(
+                state.clone(),
+                vec![(api::Client::new(&git_endpoint)?, "/.cluster/repos")],
+            ))),
             layers: state.layers(),
             stack: Some(state.stack()),
             forward: Some(forwarding.clone()),

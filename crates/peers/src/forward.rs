@@ -50,6 +50,23 @@ impl Forward for Forwarding {
     ) -> BoxFuture<'static, Result<Response, Request>> {
         self.clone().pass(part, request, patience).boxed()
     }
+
+    fn to(
+        &self,
+        node: u64,
+        part: &'static str,
+        mut request: Request,
+    ) -> BoxFuture<'static, Result<Response, String>> {
+        let (from, pool) = (HeaderValue::from(self.node), self.pool.clone());
+        request.headers_mut().insert(PASSED_ON, from);
+        async move {
+            let sent = pool
+                .send(&format!("http://node-{node}/{part}"), request, false)
+                .await;
+            sent.map_err(|error| error.to_string())
+        }
+        .boxed()
+    }
 }
 
 impl Forwarding {

@@ -95,6 +95,12 @@ impl State {
             Change::CreateSink { sink } => self.create_sink(at, sink),
             Change::DeleteSink { sink } => self.delete_sink(at, sink),
             Change::Service { service, app, change } => self.change_service(service, app, change),
+            Change::PutContent {
+                name,
+                app,
+                after,
+                digest,
+            } => self.put_content(at, name, app, after, digest),
             Change::PutBackup { backup } => self.put_backup(at, backup),
             Change::Restore { rows, host } => self.restore(rows, &host),
             Change::PutHost { host } => self.put_host(host),

@@ -133,6 +133,7 @@ impl State {
         }
         self.deleted_apps.remove(&id);
         self.remove_services_of(id);
+        self.remove_contents_of(id);
         self.destroy_volumes_of(at, id)?;
         let jobs: Vec<_> = self.jobs_of(id).map(|job| job.id).collect();
         for job in jobs {

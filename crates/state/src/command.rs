@@ -192,6 +192,14 @@ pub enum Change {
         change: types::ServiceChange,
     },
 
+    /// Another version of what hosts keep beside the state, by who had version `after`.
+    PutContent {
+        name: String,
+        app: AppId,
+        after: u64,
+        digest: types::Digest,
+    },
+
     /// How far a backup of the cluster has come.
     PutBackup {
         backup: types::ClusterBackup,

@@ -33,6 +33,7 @@ struct Image {
     volumes: Vec<Arc<types::Volume>>,
     sinks: Vec<Arc<types::Sink>>,
     services: Vec<Arc<types::ServiceRow>>,
+    contents: Vec<Arc<types::Content>>,
     deleted_apps: Vec<Arc<DeletedApp>>,
     deleted_releases: Vec<Arc<DeletedRelease>>,
     providers: Vec<Arc<Provider>>,
@@ -65,6 +66,7 @@ impl State {
             volumes: self.volumes.values().cloned().collect(),
             sinks: self.sinks.values().cloned().collect(),
             services: self.services.values().cloned().collect(),
+            contents: self.contents.values().cloned().collect(),
             deleted_apps: self.deleted_apps.values().cloned().collect(),
             deleted_releases: self.deleted_releases.values().cloned().collect(),
             providers: self.providers.values().cloned().collect(),
@@ -113,6 +115,11 @@ impl State {
             sinks: image.sinks.into_iter().map(|row| (row.id, row)).collect(),
             services: image
                 .services
+                .into_iter()
+                .map(|row| (row.name.clone(), row))
+                .collect(),
+            contents: image
+                .contents
                 .into_iter()
                 .map(|row| (row.name.clone(), row))
                 .collect(),

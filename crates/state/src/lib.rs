@@ -15,6 +15,7 @@ mod apps;
 mod backups;
 mod collect;
 mod command;
+mod contents;
 mod deployments;
 mod domain;
 mod event;
@@ -78,6 +79,8 @@ pub struct State {
     pub sinks: Table<types::SinkId, types::Sink>,
     /// What is known of services beside their instances.
     pub services: Table<String, types::ServiceRow>,
+    /// Versions of what hosts keep beside the state.
+    pub contents: Table<String, types::Content>,
     /// Apps whose name is free again while their jobs still end.
     pub deleted_apps: Table<AppId, DeletedApp>,
     /// Releases that go when their last job has ended.

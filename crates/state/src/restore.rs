@@ -73,6 +73,7 @@ impl State {
             certificates,
             sinks,
             services,
+            contents,
             deleted_apps,
             deleted_releases,
             providers,

@@ -10,6 +10,7 @@
 mod app;
 mod artifact;
 mod backup;
+mod content;
 mod deployment;
 mod domain;
 mod event;
@@ -36,6 +37,7 @@ pub use artifact::{
     Artifact, ArtifactType, Digest, Entrypoint, ImageHealthcheck, ImageManifest, Layer, Platform, Rootfs,
 };
 pub use backup::{BackupStatus, ClusterBackup};
+pub use content::Content;
 pub use deployment::{Deployment, DeploymentStatus};
 pub use domain::{DomainMigration, TlsCert};
 pub use event::{Event, ObjectType};

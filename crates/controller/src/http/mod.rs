@@ -5,6 +5,7 @@ mod artifacts;
 mod backup;
 mod body;
 mod cluster;
+mod contents;
 mod cors;
 mod deployments;
 mod docs;
@@ -138,6 +139,7 @@ pub fn router(controller: Controller) -> Router {
         .route("/internal/routers/{router}", post(internal::report_router))
         .route("/internal/layers", get(internal::layers))
         .route("/internal/apps", get(internal::apps))
+        .route("/internal/contents", get(contents::list).put(contents::put))
         .route("/internal/cluster", get(cluster::show))
         .route("/internal/cluster/tokens", post(cluster::create_token))
         .route("/internal/cluster/members", post(cluster::join))

@@ -1,11 +1,12 @@
 use api::{
+    contents::NewContent,
     discoverd::ServiceUpdate,
     host::{Assignment, HostReport, JobReport, RouterReport, ServicesView},
     logs::SseLogChunk,
     peers::{Announcement, ClusterView, JoinRequest, Joined, NewToken, TokenView, VoteChange},
 };
 use serde_json::{Value, json};
-use types::{AppId, Member, ServiceRow, VolumeReport};
+use types::{AppId, Content, Member, ServiceRow, VolumeReport};
 
 use crate::{
     example,
@@ -16,6 +17,13 @@ fn member() -> Value {
     json!({
         "node": 2, "host": "host1", "addr": "10.0.0.2:1115", "subnet": "100.100.4.0/22", "vote": "auto",
         "joined_at": example::TIME,
+    })
+}
+
+fn content() -> Value {
+    json!({
+        "name": "git/0c2a3b", "app": example::APP, "serial": 7, "digest": "1b".repeat(32),
+        "updated_at": example::TIME,
     })
 }
 
@@ -98,6 +106,23 @@ pub fn operations() -> Vec<Operation> {
         .gives_bytes("application/octet-stream", "{}"),
         get("/internal/layers", "Layers in use").gives_list::<String>(json!("1b4f0e98")),
         get("/internal/apps", "Apps whose files are kept").gives_list::<AppId>(json!(example::APP)),
+        get(
+            "/internal/contents",
+            "Versions of what hosts keep beside the state",
+        )
+        .query(
+            "name",
+            "Only this one.",
+            json!({"type": "string"}),
+            json!("git/0c2a3b"),
+        )
+        .gives_list::<Content>(content()),
+        put("/internal/contents", "Another version, by who had the one before")
+            .takes::<NewContent>(json!({
+                "name": "git/0c2a3b", "app": example::APP, "after": 6, "digest": "1b".repeat(32),
+            }))
+            .gives::<Content>(content())
+            .may_fail(412, "There is another version already."),
         get("/internal/services", "All services with their instances").streams::<ServicesView>(json!({
             "domains": ["flynn.localhost"],
             "services": [{"name": "shop-web", "instances": [example::instance()]}],
