@@ -15,14 +15,14 @@ use api::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, Query, Request, State},
+    extract::{OriginalUri, Path, Query, Request, State},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use bytes::Bytes;
 use daemon::{Keys, auth};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -96,11 +96,16 @@ struct ListQuery {
     active: bool,
 }
 
-async fn list(State(host): State<Host>, Query(query): Query<ListQuery>, headers: HeaderMap) -> Response {
+async fn list(
+    State(host): State<Host>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let query: ListQuery = parameters(&uri)?;
     if wants_events(&headers) {
-        return events(host.agent.table.events(), None, &host.agent);
+        return Ok(events(host.agent.table.events(), None, &host.agent));
     }
-    Json(host.agent.table.list(!query.active)).into_response()
+    Ok(Json(host.agent.table.list(!query.active)).into_response())
 }
 
 async fn show(
@@ -207,8 +212,9 @@ struct CollectQuery {
 /// An addition: removes now what the next round would, and names the layers that went.
 async fn collect_garbage(
     State(host): State<Host>,
-    Query(query): Query<CollectQuery>,
+    OriginalUri(uri): OriginalUri,
 ) -> Result<Json<Vec<String>>, Failure> {
+    let query: CollectQuery = parameters(&uri)?;
     let grace = query.grace.map_or(gc::GRACE, Duration::from_secs);
     match gc::collect(&host.agent, grace).await {
         Ok(removed) => Ok(Json(removed)),
@@ -357,6 +363,13 @@ pub(crate) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Fai
     let body = body.map_err(|_| Error::new(Code::RequestBodyTooBig, "the request is too long"))?;
     let syntax = |error: serde_json::Error| Error::new(Code::SyntaxError, error.to_string());
     Ok(serde_json::from_slice(&body.to_bytes()).map_err(syntax)?)
+}
+
+/// What stands behind the `?`.
+fn parameters<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
+    let Query(value) = Query::try_from_uri(uri)
+        .map_err(|error| Error::invalid(format!("the query is invalid: {}", error.body_text())))?;
+    Ok(value)
 }
 
 fn switch<F>(upgrade: OnUpgrade, host: &Host, serve: impl FnOnce(Upgraded) -> F + Send + 'static) -> Response

@@ -4,21 +4,13 @@
 //! loopback, so the clients' share of the processor is in the figures. Ends with status 1 where a write or
 //! a list takes longer than it may.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use api::{
-    Endpoint, Trust,
-    logs::{LogSource, Message, Query},
-    wire::{AppUpdate, NewApp},
-};
-use daemon::{Keys, Principal, Shutdown};
-use futures::{StreamExt, stream::BoxStream};
-use types::AppId;
+use api::wire::{AppUpdate, NewApp};
+use futures::StreamExt;
 
-const KEY: &str = "0123456789abcdef";
+mod shared;
+
 const APPS: usize = 10_000;
 const WRITES: usize = 2_000;
 const STREAMS: usize = 1_000;
@@ -26,62 +18,12 @@ const STREAMS: usize = 1_000;
 const WRITE_MS_MAX: f64 = 10.0;
 const LIST_MS_MAX: f64 = 100.0;
 
-struct NoLogs;
-
-#[async_trait::async_trait]
-impl LogSource for NoLogs {
-    async fn query(&self, _: AppId, _: Query) -> Result<BoxStream<'static, Message>, api::Error> {
-        Ok(futures::stream::empty().boxed())
-    }
-
-    async fn forget(&self, _: AppId) -> Result<(), api::Error> {
-        Ok(())
-    }
-}
-
 #[tokio::main]
 async fn main() {
     let directory = std::env::args().nth(1).expect("the directory to work in");
     let directory = tempfile::tempdir_in(directory).expect("the directory can be written to");
-    let secrets = directory.path().join("secrets");
-    let tls = daemon::Secrets::open(&secrets, "flynn.localhost")
-        .expect("secrets can be made")
-        .tls;
-    let store = controller::Store::open(store::Options::single(directory.path().join("raft")))
-        .await
-        .expect("the store opens");
-    let config = controller::Config {
-        domain: "flynn.localhost".into(),
-        http_port: 80,
-        https_port: 443,
-        keys: Keys::new([(KEY, Principal::User)]),
-        internal_key: "internal".into(),
-        ca_cert: tls.ca_cert,
-        cert: tls.cert,
-        cert_key: tls.key,
-        system_routes: vec![],
-        logs: Arc::new(NoLogs),
-        forget: vec![],
-        discoverd: None,
-        authority: daemon::secrets::Authority::new(&secrets),
-        archive: None,
-        layers: directory.path().join("layers"),
-        stack: None,
-        forward: None,
-        peers: None,
-        membership: None,
-    };
-    let listener = daemon::server::listen(([127, 0, 0, 1], 0).into())
-        .await
-        .expect("a port is free");
-    let endpoint = Endpoint {
-        url: format!("http://{}", listener.local_addr().expect("it is bound")),
-        key: KEY.into(),
-        trust: Trust::System,
-    };
-    let shutdown = Shutdown::default();
-    tokio::spawn(controller::Controller::new(store.clone(), config).run(listener, shutdown.clone()));
-    let client = api::Controller::new(&endpoint).expect("the endpoint is one");
+    let serving = shared::Serving::start(directory.path()).await;
+    let client = shared::client(serving.address, false);
 
     let on_empty = print("writes on an empty cluster", &mut writes(&client, "empty").await);
     let start = Instant::now();
@@ -121,7 +63,7 @@ async fn main() {
 
     let mut streams = vec![];
     for _ in 0..STREAMS {
-        let client = api::Controller::new(&endpoint).expect("the endpoint is one");
+        let client = shared::client(serving.address, false);
         streams.push(
             client
                 .events(None, &["app"], None)
@@ -159,8 +101,7 @@ async fn main() {
         &mut writes(&client, "app-1").await,
     );
     readers.iter().for_each(|reader| reader.abort());
-    shutdown.cancel();
-    store.shutdown().await;
+    serving.stop().await;
     let budgets = [
         ("a write on an empty cluster", on_empty, WRITE_MS_MAX),
         ("a write beside all apps", beside, WRITE_MS_MAX),

@@ -143,6 +143,15 @@ async fn answers_have_the_originals_shapes() {
     )
     .await;
     check("/sinks", "/sinks", &[]).await;
+
+    // What makes no sense is refused in the contract's words, too.
+    let (status, _, body) = ask(&life, "GET", "/host/jobs?active=true&active=false", "").await;
+    let error: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        (status, &error["code"]),
+        (400, &"validation_error".into()),
+        "{body}"
+    );
 }
 
 #[tokio::test]

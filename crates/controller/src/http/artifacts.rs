@@ -43,6 +43,10 @@ pub async fn create(
     if new.uri.is_empty() {
         return Err(Error::validation("uri", "must be set").into());
     }
+    if !is_uri(&new.uri) {
+        let message = "must be a URI, with a scheme, as in https://example.com/image.json";
+        return Err(Error::validation("uri", message).into());
+    }
     let manifest = match new.manifest {
         Some(manifest) => manifest,
         None => {
@@ -71,4 +75,29 @@ pub async fn create(
             .cloned()
             .ok_or_else(Error::not_found)?,
     ))
+}
+
+/// RFC 3986, section 3: `scheme:` and something behind it.
+fn is_uri(text: &str) -> bool {
+    let is_of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    text.split_once(':').is_some_and(|(scheme, rest)| {
+        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(is_of_scheme)
+            && !rest.is_empty()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_has_a_scheme() {
+        for text in ["https://example.com/image.json", "flynn://slug/1", "urn:x"] {
+            assert!(is_uri(text), "{text}");
+        }
+        for text in ["text", "://x", "1a:b", "a b:c", "https:", ""] {
+            assert!(!is_uri(text), "{text}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use api::{
 };
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{Path, State as Extract},
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -17,7 +17,7 @@ use types::{HostState, JoinToken, Member, Vote};
 
 use super::{
     Shared,
-    body::{Body, Ignored},
+    body::{Body, Ignored, Parameters},
     error::Failure,
     parse_id,
 };
@@ -189,7 +189,7 @@ pub struct Removal {
 pub async fn remove(
     Extract(controller): Shared,
     Path(host): Path<String>,
-    Query(removal): Query<Removal>,
+    Parameters(removal): Parameters<Removal>,
     _: Ignored,
 ) -> Result<Json<Member>, Failure> {
     let member = find(&controller, &host)?;

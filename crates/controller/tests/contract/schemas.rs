@@ -53,7 +53,7 @@ impl Originals {
         };
         // The schemas call these ids UUIDs. The original's answers never were, and it did not look.
         let is_slip = |place: &str| {
-            ["/parent_ref", "/service", "/external_id"]
+            ["/parent_ref", "/service", "/external_id", "/object_id"]
                 .iter()
                 .any(|end| place.ends_with(end))
         };
