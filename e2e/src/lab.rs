@@ -33,6 +33,11 @@ impl Lab {
         Lab::make(hosts, &[])
     }
 
+    /// The same with an address that one living host has at a time.
+    pub fn floating(hosts: usize) -> Result<Lab> {
+        Lab::make(hosts, &["--floating"])
+    }
+
     /// So many clusters of one host each.
     pub fn apart(hosts: usize) -> Result<Lab> {
         Lab::make(hosts, &["--apart"])
@@ -106,6 +111,12 @@ impl Lab {
     /// Where a host is reached; the first is 1.
     pub fn address(&self, host: usize) -> &str {
         &self.addresses[host - 1]
+    }
+
+    /// The address that one host has at a time, where the lab has one.
+    pub fn floating_address(&self) -> String {
+        let (network, _) = self.address(1).rsplit_once('.').expect("it is an IPv4 address");
+        format!("{network}.200")
     }
 
     /// Runs a command in a host.

@@ -91,6 +91,9 @@ pub struct Joined {
     pub member: Member,
     pub members: Vec<Member>,
     pub domain: String,
+    /// Addresses with their prefixes that one host of the cluster has at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub floating: Vec<String>,
     pub at: types::Timestamp,
 }
 
@@ -117,6 +120,18 @@ pub struct ClusterView {
     pub last_index: Option<u64>,
     pub applied_index: Option<u64>,
     pub members: Vec<MemberView>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub floating: Vec<FloatingView>,
+}
+
+/// An address that one host has at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct FloatingView {
+    /// With the length of its network's prefix, `192.0.2.7/24`.
+    pub address: String,
+    /// Nobody, while the host that leads waits until no other can have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<HostId>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]

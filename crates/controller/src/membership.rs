@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use api::peers::FloatingView;
 use daemon::Shutdown;
 use state::{Change, MembershipChange, State, Voter};
 use tokio::sync::watch;
@@ -33,6 +34,8 @@ pub struct Membership {
     /// What the subnets of joining hosts are cut from, and their size.
     pub network: String,
     pub prefix: u8,
+    /// Addresses that one host has at a time, and whether this one has them.
+    pub floating: watch::Receiver<Vec<FloatingView>>,
 }
 
 pub async fn run(controller: Controller, shutdown: Shutdown) {

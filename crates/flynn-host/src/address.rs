@@ -107,6 +107,7 @@ mod tests {
             address: Some("10.0.0.2:1115".into()),
             subnet: String::new(),
             domain: String::new(),
+            floating: vec![],
             peers: Default::default(),
         };
         let mut config = Config::default();

@@ -24,7 +24,8 @@ const VOTERS_MAX: Duration = Duration::from_secs(20);
 /// The port of a cluster's hosts where none is given.
 const PORT: u16 = 1115;
 
-pub fn init(config: &Config, address: Option<&str>) -> Result<()> {
+pub fn init(config: &Config, address: Option<&str>, floating: Vec<String>) -> Result<()> {
+    config.check_floating(&floating)?;
     let state = config.state();
     if let Some(membership) = Membership::read(&state)? {
         bail!(
@@ -41,6 +42,7 @@ pub fn init(config: &Config, address: Option<&str>) -> Result<()> {
         address: address.map(|address| address::with_port(address, config.cluster.port())),
         subnet: config.network.subnet.clone(),
         domain: config.domain.clone(),
+        floating,
         peers: Default::default(),
     };
     membership.write(&state)?;
@@ -97,7 +99,14 @@ fn seconds(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-pub async fn join(config: &Config, cluster: &str, token: &str, address: Option<&str>) -> Result<()> {
+pub async fn join(
+    config: &Config,
+    cluster: &str,
+    token: &str,
+    address: Option<&str>,
+    floating: &[String],
+) -> Result<()> {
+    config.check_floating(floating)?;
     let token: Token = token.parse()?;
     let state = config.state();
     let address = match address {
@@ -111,6 +120,7 @@ pub async fn join(config: &Config, cluster: &str, token: &str, address: Option<&
         host: config.host_id()?,
         address: address.as_deref(),
         port: config.cluster.port(),
+        floating,
         state: &state,
     })
     .await?;
@@ -197,9 +207,12 @@ async fn view(controller: &Controller) -> Result<ClusterView> {
     controller.client().get("/internal/cluster").await.map_err(told)
 }
 
-/// What `flynn-host list` prints, in the original's words.
+/// What `flynn-host list` prints, in the original's words; a cluster with floating addresses has a column more.
 pub fn list(cluster: &ClusterView, now: Timestamp) -> Vec<Vec<String>> {
     let mut rows = vec![vec!["ID".to_owned(), "ADDR".into(), "RAFT STATUS".into()]];
+    if !cluster.floating.is_empty() {
+        rows[0].push("FLOATING".into());
+    }
     for row in &cluster.members {
         let mut raft = match (cluster.leader == Some(row.member.node), row.is_voter) {
             (true, _) => "peer (leader)".to_owned(),
@@ -209,7 +222,16 @@ pub fn list(cluster: &ClusterView, now: Timestamp) -> Vec<Vec<String>> {
         if let Some(what) = absence(row, now) {
             raft.push_str(&format!(", {what}"));
         }
-        rows.push(vec![row.member.host.to_string(), host_addr(row), raft]);
+        let mut cells = vec![row.member.host.to_string(), host_addr(row), raft];
+        let held = cluster
+            .floating
+            .iter()
+            .filter(|floating| floating.holder.as_ref() == Some(&row.member.host));
+        let held: Vec<_> = held.map(|floating| floating.address.as_str()).collect();
+        if !held.is_empty() {
+            cells.push(held.join(" "));
+        }
+        rows.push(cells);
     }
     rows
 }
@@ -273,6 +295,13 @@ fn report(cluster: &ClusterView, now: Timestamp) -> String {
         ]);
     }
     text.push_str(&table(&rows));
+    for floating in &cluster.floating {
+        let holder = match &floating.holder {
+            Some(host) => format!("is held by {host}"),
+            None => "is held by nobody just now".to_owned(),
+        };
+        text.push_str(&format!("\nfloating address {} {holder}\n", floating.address));
+    }
     text
 }
 
@@ -375,6 +404,7 @@ mod tests {
                 member(4, false, Some(HostState::Up)),
                 member(5, false, None),
             ],
+            floating: vec![],
         }
     }
 
@@ -390,6 +420,25 @@ mod tests {
              host4  10.0.0.4:1113  proxy\n\
              host5  10.0.0.5:1113  proxy, not started yet\n"
         );
+    }
+
+    #[test]
+    fn who_has_a_floating_address_is_listed() {
+        let mut cluster = cluster();
+        let view = |holder: Option<&str>| api::peers::FloatingView {
+            address: "10.0.0.100/24".into(),
+            holder: holder.map(|host| host.parse().unwrap()),
+        };
+        cluster.floating = vec![view(Some("host1"))];
+        let text = table(&list(&cluster, Timestamp::EPOCH));
+        let (head, first) = text.split_once('\n').unwrap();
+        assert!(head.ends_with("FLOATING"), "{text}");
+        assert!(first.lines().next().unwrap().ends_with("10.0.0.100/24"), "{text}");
+        let status = report(&cluster, Timestamp::EPOCH);
+        assert!(status.ends_with("10.0.0.100/24 is held by host1\n"), "{status}");
+        cluster.floating = vec![view(None)];
+        let status = report(&cluster, Timestamp::EPOCH);
+        assert!(status.ends_with("is held by nobody just now\n"), "{status}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use daemon::StateDir;
 use serde::Deserialize;
 use types::HostId;
 
+use crate::floating::Floating;
+
 pub const DEFAULT_PATH: &str = "/etc/flynn/host.toml";
 
 #[derive(Debug, Clone, Deserialize)]
@@ -32,6 +34,9 @@ pub struct Config {
     pub cluster: SocketAddr,
     /// By which others reach this host, `IP` or `IP:PORT`; found out where it is not given.
     pub address: String,
+    /// Addresses that one host of the cluster has at a time, `IP/PREFIX` or `IP/PREFIX@INTERFACE`. Where it is not
+    /// given, those that the host was told when it joined.
+    pub floating: Option<Vec<String>>,
     /// The registry of images.
     pub registry: SocketAddr,
     pub discoverd_port: u16,
@@ -122,6 +127,7 @@ impl Default for Config {
             git: loopback(1114),
             cluster: any(1115),
             address: String::new(),
+            floating: None,
             registry: loopback(1116),
             discoverd_port: 1111,
             dns_port: 53,
@@ -184,6 +190,9 @@ impl Config {
             config.host = membership.host.to_string();
             config.network.subnet = membership.subnet.clone();
             config.domain = membership.domain.clone();
+            if config.floating.is_none() {
+                config.floating = Some(membership.floating.clone());
+            }
             if config.network.underlay.is_none() {
                 let own: Option<SocketAddr> = crate::address::own(&config, Some(&membership)).parse().ok();
                 config.network.underlay = own.map(|own| own.ip()).filter(|ip| !ip.is_loopback());
@@ -218,7 +227,36 @@ impl Config {
         }
         self.host_id()?;
         self.overlay()?;
+        self.check_floating(self.floating.as_deref().unwrap_or_default())
+    }
+
+    /// Whether a host with this configuration could have these addresses.
+    pub fn check_floating(&self, floating: &[String]) -> Result<()> {
+        for text in floating {
+            let wish: Floating = text
+                .parse()
+                .map_err(|error| anyhow::anyhow!("floating: {error}"))?;
+            let address = wish.address.address;
+            let hears = |listener: &SocketAddr| {
+                let ip = listener.ip();
+                // One on all IPv6 addresses hears IPv4, too.
+                ip.is_unspecified() && (ip.is_ipv6() || address.is_ipv4())
+            };
+            if !self.http.iter().chain(&self.https).any(hears) {
+                let all = if address.is_ipv4() { "0.0.0.0" } else { "[::]" };
+                bail!(
+                    "the router would not hear what comes to the floating address {address}\nhint: let `http` and \
+                     `https` listen on all addresses, such as \"{all}:80\""
+                );
+            }
+        }
         Ok(())
+    }
+
+    pub fn floating(&self) -> Result<Vec<Floating>> {
+        let all = self.floating.iter().flatten();
+        all.map(|text| text.parse().map_err(|error| anyhow::anyhow!("floating: {error}")))
+            .collect()
     }
 
     pub fn host_id(&self) -> Result<HostId> {
@@ -327,6 +365,17 @@ mod tests {
         check("host = \"a-b\"", "a host id has");
         check("http = []\nhttps = []", "nothing to listen on");
         check("[network]\nsubnet = \"10.0.0.0/33\"", "network.subnet");
+        check("floating = [\"192.0.2.7/24\"]", "flynn.localhost");
+        check("floating = [\"192.0.2.7/24@eth1\"]", "flynn.localhost");
+        check(
+            "floating = [\"router\"]",
+            "floating: \"router\" is no address such as",
+        );
+        check("floating = [\"2001:db8::7/64\"]", "such as \"[::]:80\"");
+        check(
+            "floating = [\"192.0.2.7/24\"]\nhttp = [\"10.0.0.1:80\"]\nhttps = []",
+            "would not hear what comes to the floating address 192.0.2.7",
+        );
         check(
             "[network]\nsubnet = \"10.0.0.0/22\"\nunderlay = \"192.0.2.1\"",
             "not of the cluster's network 100.100.0.0/16",

@@ -23,6 +23,7 @@ pub async fn run(config: Config) -> Result<()> {
     let node = membership.as_ref().map_or(1, |membership| membership.node);
     let (address, own_address) =
         tokio::sync::watch::channel(crate::address::own(&config, membership.as_ref()));
+    let (floating, floating_told) = crate::floating::Keeper::new(&config, own_address.clone())?;
     let authority = daemon::secrets::Authority::new(&state.secrets());
     let identity = peers::Identity::new(authority.clone(), node, host.clone())?;
     let known: Vec<_> = membership
@@ -131,6 +132,7 @@ pub async fn run(config: Config) -> Result<()> {
                 subnet: config.network.subnet.clone(),
                 network: config.network.cluster.clone(),
                 prefix: config.network.prefix,
+                floating: floating_told,
             }),
         },
     );
@@ -196,6 +198,13 @@ pub async fn run(config: Config) -> Result<()> {
         let (config, shutdown) = (config.clone(), shutdown.clone());
         async move {
             crate::address::watch_own(config, membership, address, shutdown).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (store, shutdown) = (store.clone(), shutdown.clone());
+        async move {
+            floating.run(store, shutdown).await;
             Ok(())
         }
     });

@@ -10,6 +10,7 @@ mod config;
 mod daemon_command;
 mod df;
 mod drain;
+mod floating;
 mod format;
 mod host_client;
 mod images;
@@ -80,6 +81,9 @@ enum Command {
         /// The address by which other hosts reach this one, with a port where it is not 1115
         #[arg(long)]
         address: Option<String>,
+        /// An address that one living host has at a time, for clients that know only one
+        #[arg(long, value_name = "IP/PREFIX")]
+        floating: Vec<String>,
     },
     /// Make a token with which one other host can join
     ///
@@ -105,6 +109,9 @@ enum Command {
         /// The address by which other hosts reach this one, with a port where it is not this host's own
         #[arg(long)]
         address: Option<String>,
+        /// Floating addresses, as IP/PREFIX@INTERFACE where the interface cannot be found out; the cluster's own else
+        #[arg(long, value_name = "IP/PREFIX")]
+        floating: Vec<String>,
     },
     /// Let a host vote on the cluster's state
     Promote { host: String },
@@ -329,13 +336,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Router { serve: false } => keeper::run(config, &cli.config).await,
             Command::Tunnel => tunnel_command::run(&cli.config).await,
             Command::Supervise => supervise::run(config, &cli.config).await,
-            Command::Init { address } => cluster::init(&config, address.as_deref()),
+            Command::Init { address, floating } => cluster::init(&config, address.as_deref(), floating),
             Command::Token { ttl } => cluster::token(&config, &ttl).await,
             Command::Join {
                 cluster,
                 token,
                 address,
-            } => cluster::join(&config, &cluster, &token, address.as_deref()).await,
+                floating,
+            } => cluster::join(&config, &cluster, &token, address.as_deref(), &floating).await,
             Command::Promote { host } => cluster::promote(&config, &host).await,
             Command::Demote { host } => cluster::demote(&config, &host).await,
             Command::Remove { host, force } => cluster::remove(&config, &host, force).await,

@@ -38,6 +38,7 @@ mod config;
 mod diagnose;
 pub mod elements;
 mod error;
+pub mod floating;
 mod lease;
 pub mod map;
 mod netlink;

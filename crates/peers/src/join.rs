@@ -93,6 +93,8 @@ pub struct Join<'a> {
     /// `HOST:PORT` of this host; where the host is left out, the address that the cluster is reached from.
     pub address: Option<&'a str>,
     pub port: u16,
+    /// What the cluster says, where it is empty.
+    pub floating: &'a [String],
     pub state: &'a StateDir,
 }
 
@@ -134,6 +136,10 @@ pub async fn join(join: Join<'_>) -> Result<Membership> {
         address: join.address.map(str::to_owned),
         subnet: welcome.joined.member.subnet.clone(),
         domain: welcome.joined.domain.clone(),
+        floating: match join.floating {
+            [] => welcome.joined.floating.clone(),
+            own => own.to_vec(),
+        },
         peers: welcome
             .joined
             .members

@@ -21,6 +21,9 @@ pub struct Membership {
     pub address: Option<String>,
     pub subnet: String,
     pub domain: String,
+    /// As the cluster had them when the host joined; the configuration's `floating` comes first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub floating: Vec<String>,
     /// By number.
     #[serde(default)]
     pub peers: BTreeMap<String, String>,
@@ -62,6 +65,7 @@ mod tests {
             address: None,
             subnet: "100.100.8.0/22".into(),
             domain: "flynn.test".into(),
+            floating: vec!["10.0.0.100/24".into()],
             peers: [("1".to_owned(), "10.0.0.1:1115".to_owned())].into(),
         };
         membership.write(&state).unwrap();

@@ -64,6 +64,7 @@ impl Member {
             host: host.parse().unwrap(),
             address: Some(&listener.local_addr().unwrap().to_string()),
             port: 1115,
+            floating: &[],
             state: &StateDir::new(directory.path()),
         })
         .await?;
@@ -137,6 +138,7 @@ impl Member {
                 subnet: membership.map_or("100.100.0.0/22".into(), |membership| membership.subnet),
                 network: "100.100.0.0/16".into(),
                 prefix: 22,
+                floating: tokio::sync::watch::channel(vec![]).1,
             }),
         };
         let shutdown = Shutdown::new();

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use api::{
     Error,
-    peers::{Announcement, ClusterView, JoinRequest, Joined, MemberView, NewToken, TokenView, VoteChange},
+    peers::{
+        Announcement, ClusterView, FloatingView, JoinRequest, Joined, MemberView, NewToken, TokenView,
+        VoteChange,
+    },
 };
 use axum::{
     Json,
@@ -44,7 +47,14 @@ pub async fn show(Extract(controller): Shared) -> Json<ClusterView> {
         last_index: status.last_log_index,
         applied_index: status.applied_index,
         members: members.collect(),
+        floating: floating(&controller),
     })
+}
+
+/// As this host has them: the one that leads is asked.
+fn floating(controller: &Controller) -> Vec<FloatingView> {
+    let own = controller.config.membership.as_ref();
+    own.map(|own| own.floating.borrow().clone()).unwrap_or_default()
 }
 
 pub async fn create_token(
@@ -114,6 +124,10 @@ pub async fn join(
             .map(|member| Member::clone(member))
             .collect(),
         domain: domain::current(&state, &controller.config).name,
+        floating: floating(&controller)
+            .into_iter()
+            .map(|view| view.address)
+            .collect(),
         at: now,
     }))
 }

@@ -40,7 +40,7 @@ pub fn prepare(
     for path in [&state.join("layers"), &state.join("images"), &etc] {
         files::create_private_dir(path).with_context(|| format!("cannot make {}", path.display()))?;
     }
-    let text = format!(
+    let mut text = format!(
         "# Written by `flynn-host lab`.\ndomain = {:?}\nhost = {:?}\nhttp = [\"0.0.0.0:{}\"]\n\
          https = [\"0.0.0.0:{}\"]\nshim = {:?}\nbuildpacks = {:?}\npackage_layer = {:?}\nca_bundle = {:?}\n",
         lab.domain,
@@ -52,6 +52,9 @@ pub fn prepare(
         config.package_layer,
         config.ca_bundle,
     );
+    if let Some(floating) = lab.floating() {
+        text.push_str(&format!("floating = [{floating:?}]\n"));
+    }
     fs::write(etc.join("host.toml"), text)?;
     if let Some(join) = join {
         files::write_atomic(&etc.join(super::inside::JOIN_FILE), join.as_bytes(), 0o600)?;

@@ -36,6 +36,9 @@ pub struct Lab {
     /// What the machine's switch for forwarding was at.
     #[serde(default)]
     pub forwarding_before: String,
+    /// Whether its hosts hand an address of their network around.
+    #[serde(default)]
+    pub floats: bool,
     #[serde(default)]
     pub slow: BTreeMap<u8, Slow>,
     #[serde(skip)]
@@ -112,6 +115,12 @@ impl Lab {
 
     pub fn address(&self, host: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 87, self.number, 10 + host)
+    }
+
+    /// The address that one host has at a time, with its prefix.
+    pub fn floating(&self) -> Option<String> {
+        let address = Ipv4Addr::new(10, 87, self.number, 200);
+        self.floats.then(|| format!("{address}/24"))
     }
 
     /// The same at every start, as a machine's card keeps its address.
@@ -191,6 +200,7 @@ mod tests {
             outside: true,
             mount_points: vec![],
             forwarding_before: String::new(),
+            floats: false,
             slow: BTreeMap::new(),
             base: "/labs".into(),
         };

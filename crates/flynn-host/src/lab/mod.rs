@@ -81,6 +81,9 @@ enum Command {
         /// Make each host a cluster of its own
         #[arg(long)]
         apart: bool,
+        /// Let the hosts hand an address around, 10.87.N.200, which one living host has at a time
+        #[arg(long, conflicts_with = "apart")]
+        floating: bool,
     },
     /// End a lab and remove everything of it
     Down,
@@ -183,6 +186,7 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
             programs,
             no_outside,
             apart,
+            floating,
         } => {
             let wish = Lab {
                 name: args.name,
@@ -195,6 +199,7 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
                 outside: !no_outside,
                 mount_points: vec![],
                 forwarding_before: network::forwarding()?,
+                floats: floating,
                 slow: Default::default(),
                 base: args.dir,
             };
@@ -365,6 +370,9 @@ fn up(mut lab: Lab, config: &Config, images: Option<PathBuf>, apart: bool) -> Re
             Ok(()) => steps.done("flynn knows it, in every host"),
             Err(error) => eprintln!("note: flynn does not know the cluster: {error:#}"),
         }
+    }
+    if let Some(floating) = lab.floating() {
+        println!("the hosts hand {floating} around; `flynn-host list` shows who has it");
     }
     println!("{:>6.2} s  in all", steps.began.elapsed().as_secs_f64());
     Ok(())

@@ -54,6 +54,7 @@ pub fn operations() -> Vec<Operation> {
         .gives::<ClusterView>(json!({
             "node": 1, "leader": 1, "term": 3, "last_index": 41, "applied_index": 41,
             "members": [{"member": member(), "is_voter": true, "is_follower": false}],
+            "floating": [{"address": "192.0.2.7/24", "holder": "host0"}],
         })),
         post(
             "/internal/cluster/tokens",

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, CacheInfo};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage,
@@ -200,6 +200,39 @@ pub(crate) fn add_address(index: u32, address: Ipv4Addr) -> Request {
     Request {
         message: RouteNetlinkMessage::NewAddress(message),
         flags: CREATE_OR_REPLACE,
+    }
+}
+
+/// For some seconds from now; given again, they begin anew. In use at once: what takes an address over cannot wait for
+/// others to say that they have it. Not preferred, so that what the host itself sends never comes from it.
+pub(crate) fn put_address_for(index: u32, address: IpAddr, prefix: u8, seconds: u32) -> Request {
+    let mut lifetime = CacheInfo::default();
+    lifetime.ifa_preferred = 0;
+    lifetime.ifa_valid = seconds;
+    let mut message = AddressMessage::default();
+    message.header.prefix_len = prefix;
+    message.header.index = index;
+    message.header.family = match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        AddressAttribute::CacheInfo(lifetime),
+        AddressAttribute::Flags(AddressFlags::Nodad),
+    ];
+    Request {
+        message: RouteNetlinkMessage::NewAddress(message),
+        flags: CREATE_OR_REPLACE,
+    }
+}
+
+/// One that a dump gave.
+pub(crate) fn delete_address(message: AddressMessage) -> Request {
+    Request {
+        message: RouteNetlinkMessage::DelAddress(message),
+        flags: NLM_F_REQUEST,
     }
 }
 

@@ -2,6 +2,7 @@
 //! they run side by side and never touch the machine's. They need root.
 
 mod encrypted;
+mod floating;
 mod hosts;
 mod isolation;
 mod life;
