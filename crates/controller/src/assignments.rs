@@ -1,6 +1,9 @@
 //! What one host is to run: all of it first, then every change.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use api::{
     host::{Assignment, HostJob, HostVolume},
@@ -23,13 +26,10 @@ enum Told {
     Stop,
 }
 
-/// The host's jobs that have not ended. What a running job runs never changes, so it is made once.
-fn wanted(state: &State, host: &HostId, told: &BTreeMap<JobId, Told>) -> BTreeMap<JobId, Told> {
-    let jobs = state
-        .jobs
-        .values()
-        .filter(|job| job.host.as_ref() == Some(host) && job.state != JobState::Down);
-    jobs.filter_map(|job| Some((job.id, tell(state, job, told.get(&job.id))?)))
+/// The host's jobs. What a running job runs never changes, so it is made once.
+fn wanted(state: &State, jobs: &[Arc<Job>], told: &BTreeMap<JobId, Told>) -> BTreeMap<JobId, Told> {
+    jobs.iter()
+        .filter_map(|job| Some((job.id, tell(state, job, told.get(&job.id))?)))
         .collect()
 }
 
@@ -128,14 +128,15 @@ pub fn follow(controller: Controller, host: HostId) -> impl futures::Stream<Item
                 ready.extend(news.map(|volume| sse::message(&tell_volume(&state, volume))));
                 told_volumes = to_do;
                 // So that a job which is begun can be reached from the start, and by those only who may.
-                let network = network_map::network_map(&state, &host);
+                let sorted = controller.by_host.get(&state);
+                let network = network_map::network_map(&sorted, &host);
                 ready.extend(
                     network_map::changes(&told_network, &network)
                         .iter()
                         .map(sse::message),
                 );
                 told_network = network;
-                let now = wanted(&state, &host, &told);
+                let now = wanted(&state, sorted.jobs(&host), &told);
                 ready.extend(changes(&told, &now).iter().map(sse::message));
                 told = now;
                 if std::mem::take(&mut is_first) {

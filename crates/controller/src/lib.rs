@@ -15,6 +15,7 @@
 mod assignments;
 mod attach;
 pub mod backup;
+mod by_host;
 mod cleanup;
 mod clock;
 mod copies;
@@ -109,6 +110,7 @@ pub struct Controller {
     announced: Arc<membership::Announced>,
     fetches: Arc<copies::Fetches>,
     answered: Arc<leading::Answered>,
+    by_host: Arc<by_host::Cache>,
     /// Where changes go that are only tried: to a copy of the state instead of the store.
     copy: Option<Arc<std::sync::Mutex<State>>>,
 }
@@ -125,6 +127,7 @@ impl Controller {
             announced: Arc::default(),
             fetches: Arc::default(),
             answered: Arc::default(),
+            by_host: Arc::default(),
             routers: Arc::default(),
             copy: None,
         }

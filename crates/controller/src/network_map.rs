@@ -7,89 +7,64 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use api::host::{Assignment, NetworkChange, NetworkHost};
-use state::State;
-use types::{AppId, HostId, JobState};
+use types::{AppId, HostId};
 
-#[derive(Debug, Clone, Default, PartialEq)]
+use crate::by_host::ByHost;
+
+#[derive(Debug, Clone, Default)]
 pub struct NetworkMap {
-    hosts: BTreeMap<HostId, NetworkHost>,
+    /// All hosts, and which of them this one is: it is not told of itself.
+    hosts: Arc<BTreeMap<HostId, NetworkHost>>,
+    own: Option<HostId>,
     /// (app, address): the job there may open connections to this host's jobs of the app.
     admitted: BTreeSet<(AppId, IpAddr)>,
     /// (from, to), both with jobs on this host.
     links: BTreeSet<(AppId, AppId)>,
 }
 
-/// Hosts that are silent stay: that they cannot be heard does not say that they cannot be reached.
-pub fn network_map(state: &State, host: &HostId) -> NetworkMap {
-    let others = state.hosts.values().filter(|other| other.id != *host);
-    let hosts = others.filter_map(|other| {
-        let network = NetworkHost {
-            id: other.id.clone(),
-            subnet: other.subnet.clone()?,
-            underlay: other.underlay?,
-            public_key: other.public_key.clone(),
-        };
-        Some((other.id.clone(), network))
-    });
-    let hosts: BTreeMap<HostId, NetworkHost> = hosts.collect();
-    let links = links(state);
-    // One host and no links, as with most: nobody could be admitted.
-    if hosts.is_empty() && links.is_empty() {
-        return NetworkMap::default();
+impl NetworkMap {
+    fn other(&self, id: &HostId) -> Option<&NetworkHost> {
+        self.hosts.get(id).filter(|_| self.own.as_ref() != Some(id))
     }
-    let here = apps_on(state, host);
-    let mut admitted = BTreeSet::new();
-    for job in state.jobs.values() {
-        let Some(address) = job.address else { continue };
-        if job.host.as_ref() == Some(host) || job.state == JobState::Down {
-            continue;
-        }
-        let reached = links.get(&job.app).into_iter().flatten().chain([&job.app]);
-        let reached = reached.filter(|app| here.contains(app));
-        admitted.extend(reached.map(|app| (*app, address)));
-    }
-    let links = links
+}
+
+pub fn network_map(sorted: &ByHost, host: &HostId) -> NetworkMap {
+    let here = sorted.apps(host);
+    let admitted = here
         .iter()
-        .flat_map(|(from, to)| to.iter().map(|to| (*from, *to)));
+        .flat_map(|app| sorted.sources(*app, host).map(|address| (*app, address)));
+    let links = sorted.links().iter();
     NetworkMap {
-        hosts,
-        admitted,
+        hosts: sorted.hosts().clone(),
+        own: Some(host.clone()),
+        admitted: admitted.collect(),
         links: links
             .filter(|(from, to)| here.contains(from) && here.contains(to))
+            .copied()
             .collect(),
     }
 }
 
-/// From each app that has any: the apps that it may connect to.
-fn links(state: &State) -> BTreeMap<AppId, BTreeSet<AppId>> {
-    let apps = state.apps.values();
-    apps.map(|app| (app.id, app.links().collect::<BTreeSet<_>>()))
-        .filter(|(_, to)| !to.is_empty())
-        .collect()
-}
-
-fn apps_on(state: &State, host: &HostId) -> BTreeSet<AppId> {
-    let jobs = state.jobs.values();
-    jobs.filter(|job| job.host.as_ref() == Some(host) && job.state != JobState::Down)
-        .map(|job| job.app)
-        .collect()
-}
-
 /// Messages that lead from one map to another.
 pub fn changes(before: &NetworkMap, now: &NetworkMap) -> Vec<Assignment> {
-    let hosts = now
-        .hosts
-        .iter()
-        .filter(|(id, host)| before.hosts.get(*id) != Some(*host))
-        .map(|(_, host)| NetworkChange::Host(host.clone()));
-    let hosts_gone = before
-        .hosts
-        .keys()
-        .filter(|id| !now.hosts.contains_key(*id))
-        .map(|id| NetworkChange::HostGone(id.clone()));
+    // With thousands of hosts this is what takes time, and hosts hardly change.
+    let are_same_hosts = Arc::ptr_eq(&before.hosts, &now.hosts);
+    let ids = |map: &NetworkMap| match are_same_hosts {
+        true => vec![],
+        false => map.hosts.keys().cloned().collect(),
+    };
+    let hosts = ids(now).into_iter().filter_map(|id| {
+        let host = now.other(&id)?;
+        (before.other(&id) != Some(host)).then(|| NetworkChange::Host(host.clone()))
+    });
+    let hosts_gone = ids(before)
+        .into_iter()
+        .filter(|id| before.other(id).is_some() && now.other(id).is_none())
+        .map(NetworkChange::HostGone);
     let admitted = now.admitted.difference(&before.admitted);
     let admitted = admitted.map(|(app, address)| NetworkChange::Admit {
         app: *app,
@@ -117,9 +92,8 @@ pub fn changes(before: &NetworkMap, now: &NetworkMap) -> Vec<Assignment> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
+    use state::State;
     use types::{Host, Job, Uuid};
 
     use super::*;
@@ -191,7 +165,7 @@ mod tests {
         let host: HostId = "host1".parse().unwrap();
         let map = |text: &str| match text {
             "" => NetworkMap::default(),
-            text => network_map(&state(text), &host),
+            text => network_map(&ByHost::new(&state(text), None), &host),
         };
         let (before, after) = (map(before), map(after));
         let messages = changes(&before, &after);
