@@ -3,10 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::{Hosts, Process};
+use e2e::{Hosts, Process, server};
 
-/// The target for a leader's death.
-const WRITES_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// The target is 2 s, which `script/chaos leader` measures; other tests run beside this one.
+const WRITES_AGAIN_MAX: Duration = Duration::from_secs(8);
+
+/// The target for a power cut, from the last start.
+const SERVES_AGAIN_MAX: Duration = Duration::from_secs(10);
+const POWER_CUTS: usize = 20;
 
 #[test]
 fn three_hosts_become_a_cluster_that_outlives_its_leader() -> Result<()> {
@@ -64,17 +68,42 @@ fn three_hosts_become_a_cluster_that_outlives_its_leader() -> Result<()> {
     // What a host tells that has just come back is not what it knew before.
     ensure!(hosts.apps(leader)?.contains(&"after-the-end".to_owned()));
 
-    // All at once, in any order.
-    for host in &mut hosts.hosts {
-        host.cut_power()?;
+    hosts.finish()
+}
+
+/// Twenty times, the hosts start in every order; `script/chaos power 200` does more of it.
+#[test]
+fn a_power_cut_of_all_three_is_over_when_they_are_back() -> Result<()> {
+    const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    let mut hosts = Hosts::start(3)?;
+    hosts.hosts[0].app("shop", &[Process::web(&server("open"))], 3)?;
+    let mut longest = Duration::ZERO;
+    for run in 0..POWER_CUTS {
+        let written = format!("before-{run}");
+        hosts.write(run % 3, &written)?;
+        for host in &mut hosts.hosts {
+            host.cut_power()?;
+        }
+        for host in ORDERS[run % ORDERS.len()] {
+            hosts.hosts[host].power_on()?;
+        }
+        let began = Instant::now();
+        for (on, host) in hosts.hosts.iter().enumerate() {
+            host.wait("the app to answer", || {
+                Ok(host.page("shop")?.starts_with("open ").then_some(()))
+            })?;
+            // A name for each try: one that was not answered may have been taken.
+            let mut tries = 0;
+            host.wait("writes", || {
+                tries += 1;
+                hosts.write(on, &format!("after-{run}-{on}-{tries}")).map(Some)
+            })?;
+            ensure!(hosts.apps(on)?.contains(&written), "run {run}: {written} is lost");
+        }
+        longest = longest.max(began.elapsed());
     }
-    for host in [2, 0, 1] {
-        hosts.hosts[host].power_on()?;
-    }
-    hosts.hosts[0].wait("writes after a power cut of all", || {
-        hosts.write(0, "after-the-dark").map(Some)
-    })?;
-    ensure!(hosts.apps(2)?.contains(&"by-the-other".to_owned()));
+    println!("{POWER_CUTS} power cuts: serving again after {longest:?} at most");
+    ensure!(longest <= SERVES_AGAIN_MAX, "it took {longest:?}");
     hosts.finish()
 }
 
