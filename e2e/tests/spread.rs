@@ -1,9 +1,10 @@
 //! What one host of several was given is there on the others, also after its end.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, Hosts, server, succeeded};
+use serde_json::json;
 
 const GIT: &str = "https://git.flynn.localhost/shop.git";
 
@@ -115,5 +116,160 @@ fn a_push_outlives_the_host_that_took_it() -> Result<()> {
             Ok(repositories(&hosts.hosts[host]).is_empty().then_some(()))
         })?;
     }
+    hosts.finish()
+}
+
+/// A request to the registry through a host: the answer's head and body.
+fn registry(host: &Cluster, method: &str, path: &str, more: &[&str]) -> Result<(String, String)> {
+    let key = fs::read_to_string(host.dir.path().join("state/secrets/controller.key"))?;
+    let output = host
+        .inside(Path::new("curl"))
+        .args([
+            "--silent",
+            "--show-error",
+            "--include",
+            "--max-time",
+            "60",
+            "--request",
+            method,
+        ])
+        .args(["--user", &format!("any:{}", key.trim())])
+        .args(more)
+        .arg(format!("http://images.flynn.localhost{path}"))
+        .output()?;
+    let text = succeeded("curl", output)?;
+    let (head, body) = text.split_once("\r\n\r\n").context("an answer has a head")?;
+    Ok((head.to_owned(), body.to_owned()))
+}
+
+fn expect(answer: (String, String), status: &str) -> Result<(String, String)> {
+    let first = answer.0.lines().next().unwrap_or_default().to_owned();
+    ensure!(
+        first.contains(status),
+        "{first} instead of {status}: {}",
+        answer.1
+    );
+    Ok(answer)
+}
+
+fn location(head: &str) -> Result<String> {
+    let line = head
+        .lines()
+        .find(|line| line.to_ascii_lowercase().starts_with("location: "));
+    let value = line.context("a location")?["location: ".len()..].trim();
+    Ok(value
+        .strip_prefix("http://images.flynn.localhost")
+        .unwrap_or(value)
+        .to_owned())
+}
+
+fn sha256(host: &Cluster, text: &str) -> Result<String> {
+    let file = host.dir.path().join("summed");
+    fs::write(&file, text)?;
+    let sum = succeeded("sha256sum", Command::new("sha256sum").arg(&file).output()?)?;
+    Ok(format!(
+        "sha256:{}",
+        sum.split_whitespace().next().context("a digest")?
+    ))
+}
+
+/// Whether a host has these bytes on its own disk.
+fn has_blob(host: &Cluster, digest: &str) -> bool {
+    let hex = digest.trim_start_matches("sha256:");
+    let path = format!("state/registry/blobs/sha256/{}/{hex}", &hex[..2]);
+    host.dir.path().join(path).exists()
+}
+
+#[test]
+fn images_are_pushed_and_pulled_by_any_host_and_outlive_one() -> Result<()> {
+    let mut hosts = Hosts::start(3)?;
+    hosts.wait_for_list(0, "three peers", |list| {
+        list.iter()
+            .filter(|(_, status)| status.starts_with("peer"))
+            .count()
+            == 3
+    })?;
+    hosts.write(0, "shop")?;
+    hosts.write(0, "blog")?;
+
+    // A load balancer sends each request of a push to another host.
+    let text = "one half and the other half";
+    let (one, two) = text.split_at(9);
+    let on = |host: usize| &hosts.hosts[host];
+    let blob = sha256(on(0), text)?;
+    let octets = "content-type: application/octet-stream";
+    let (head, _) = expect(
+        registry(on(0), "POST", "/v2/shop/blobs/uploads/", &["--data", ""])?,
+        "202",
+    )?;
+    let data = ["--header", octets, "--data-raw", one];
+    let (head, _) = expect(registry(on(1), "PATCH", &location(&head)?, &data)?, "202")?;
+    let data = ["--header", octets, "--data-raw", two];
+    let path = format!("{}?digest={blob}", location(&head)?);
+    expect(registry(on(2), "PUT", &path, &data)?, "201")?;
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let part = json!({"mediaType": "application/x.data", "digest": blob, "size": text.len()});
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": kind, "artifactType": "application/x.chart", "config": part,
+        "layers": [part],
+    })
+    .to_string();
+    let header = format!("content-type: {kind}");
+    let put = |host: usize, path: &str| {
+        registry(
+            on(host),
+            "PUT",
+            path,
+            &["--header", &header, "--data-raw", &manifest],
+        )
+    };
+    expect(put(1, "/v2/shop/manifests/v1")?, "201")?;
+    for host in 0..3 {
+        let (_, found) = expect(registry(on(host), "GET", "/v2/shop/manifests/v1", &[])?, "200")?;
+        ensure!(found == manifest, "{found}");
+        let (_, found) = expect(
+            registry(on(host), "GET", &format!("/v2/shop/blobs/{blob}"), &[])?,
+            "200",
+        )?;
+        ensure!(found == text, "{found}");
+    }
+
+    // A second host has the bytes before the first one ends.
+    hosts.hosts[0].wait("two hosts to have the blob", || {
+        let count = hosts.hosts.iter().filter(|host| has_blob(host, &blob)).count();
+        Ok((count >= 2).then_some(()))
+    })?;
+    let leader = hosts.leader(0)?;
+    hosts.hosts[leader].cut_power()?;
+    let left: Vec<usize> = (0..3).filter(|host| *host != leader).collect();
+    hosts.write(left[0], "another-leads")?;
+    let on = |host: usize| &hosts.hosts[left[host]];
+    for host in 0..2 {
+        let (_, found) = expect(registry(on(host), "GET", "/v2/shop/manifests/v1", &[])?, "200")?;
+        ensure!(found == manifest, "{found}");
+        let (_, found) = expect(
+            registry(on(host), "GET", &format!("/v2/shop/blobs/{blob}"), &[])?,
+            "200",
+        )?;
+        ensure!(found == text, "{found}");
+        let (_, tags) = expect(registry(on(host), "GET", "/v2/shop/tags/list", &[])?, "200")?;
+        ensure!(tags.contains("v1"), "{tags}");
+    }
+    let path = format!("/v2/blog/blobs/uploads/?mount={blob}&from=shop");
+    expect(registry(on(0), "POST", &path, &["--data", ""])?, "201")?;
+    let put = registry(
+        on(1),
+        "PUT",
+        "/v2/blog/manifests/copy",
+        &["--header", &header, "--data-raw", &manifest],
+    )?;
+    expect(put, "201")?;
+
+    // The first comes back and follows.
+    hosts.hosts[leader].boot()?;
+    hosts.hosts[leader].wait("what was pushed without it", || {
+        let found = registry(&hosts.hosts[leader], "GET", "/v2/blog/manifests/copy", &[])?;
+        Ok((found.1 == manifest).then_some(()))
+    })?;
     hosts.finish()
 }

@@ -31,16 +31,19 @@ pub enum Part {
     Host,
     /// Its builder.
     Git,
+    /// Its registry.
+    Images,
 }
 
 impl Part {
-    pub const ALL: [Part; 3] = [Part::Controller, Part::Host, Part::Git];
+    pub const ALL: [Part; 4] = [Part::Controller, Part::Host, Part::Git, Part::Images];
 
     pub fn name(self) -> &'static str {
         match self {
             Part::Controller => "controller",
             Part::Host => "host",
             Part::Git => "git",
+            Part::Images => "images",
         }
     }
 }

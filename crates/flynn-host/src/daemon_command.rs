@@ -70,6 +70,7 @@ pub async fn run(config: Config) -> Result<()> {
                 (Part::Controller.name(), controller_listener.local_addr()?),
                 (Part::Host.name(), host_listener.local_addr()?),
                 (Part::Git.name(), git_listener.local_addr()?),
+                (Part::Images.name(), registry_listener.local_addr()?),
             ]
             .into(),
             address: own_address.clone(),
@@ -164,7 +165,7 @@ pub async fn run(config: Config) -> Result<()> {
         dns_port: config.dns_port,
         http_port: config.discoverd_port,
     };
-    let registry = crate::images::config(&config, &secrets, endpoint.clone())?;
+    let registry = crate::images::config(&config, &secrets, endpoint.clone(), forwarding.clone())?;
     let builder = builder::Config {
         host,
         state: state.clone(),

@@ -1,5 +1,7 @@
 //! The registry's part in a host: its configuration, and what goes with an app.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use api::Endpoint;
 use daemon::{Secrets, StateDir};
@@ -8,7 +10,12 @@ use types::AppId;
 
 use crate::config::Config;
 
-pub fn config(config: &Config, secrets: &Secrets, controller: Endpoint) -> Result<registry::Config> {
+pub fn config(
+    config: &Config,
+    secrets: &Secrets,
+    controller: Endpoint,
+    forward: Arc<dyn daemon::Forward>,
+) -> Result<registry::Config> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     Ok(registry::Config {
         state: config.state(),
@@ -18,6 +25,8 @@ pub fn config(config: &Config, secrets: &Secrets, controller: Endpoint) -> Resul
         worker: registry::layer::converter::Worker::Process(program, vec!["convert-layer".into()]),
         blob_bytes_max: config.images.layer_bytes_max,
         disk_reserve_bytes: config.images.disk_reserve_bytes,
+        host: config.host_id()?,
+        forward: Some(forward),
     })
 }
 

@@ -4,7 +4,7 @@
 //! POST /join                    with a token and without a certificate: becomes a member
 //! POST /announce                where a member is now
 //! POST /raft/snapshot           (and the store's messages, by a protocol of their own)
-//! any  /controller/…  /host/…  /git/…      what listens on this host, which asks for keys as always
+//! any  /controller/…  /host/…  /git/…  /images/…      what listens on this host, which asks for keys as always
 //! ```
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};

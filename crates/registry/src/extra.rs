@@ -110,6 +110,7 @@ async fn publish(
     let media_type = on.repository.manifest(&digest)?.ok_or_else(unknown)?;
     let bytes = registry.store.read(&digest)?.ok_or_else(unknown)?;
     let manifest = Manifest::parse(&bytes, Some(&media_type))?;
+    registry.fetch_parts(&on.repository, &manifest).await?;
     let prepared = release::prepare(
         &registry.store,
         &on.repository,
@@ -132,6 +133,7 @@ async fn publish(
 
 async fn list(registry: &Arc<Registry>, headers: &HeaderMap) -> Result<Images> {
     let caller = registry.caller(headers)?;
+    registry.catch_up_all().await?;
     let apps = registry
         .controller
         .apps()

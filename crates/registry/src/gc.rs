@@ -66,8 +66,13 @@ pub async fn collect(registry: &Arc<Registry>, grace: Duration) -> anyhow::Resul
             .iter()
             .filter_map(|release| release.meta.get(META_IMAGE)?.parse().ok())
             .collect();
-        let store = registry.store.clone();
-        tokio::task::spawn_blocking(move || tidy(&store, &repository, &released, grace)).await??;
+        // What is recorded is tidied by the host that leads, and others follow.
+        if !repository.is_cache() && (!registry.leads() || registry.catch_up(&repository).await.is_err()) {
+            continue;
+        }
+        let (store, tidied) = (registry.store.clone(), repository.clone());
+        tokio::task::spawn_blocking(move || tidy(&store, &tidied, &released, grace)).await??;
+        registry.record(&repository).await?;
     }
     let registry = registry.clone();
     Ok(tokio::task::spawn_blocking(move || sweep(&registry, grace)).await??)

@@ -16,6 +16,7 @@
 //!
 //! It starts nothing: releases are made through the controller's API.
 
+mod copies;
 mod error;
 mod extra;
 mod gc;
@@ -41,7 +42,7 @@ use api::{Controller, Endpoint};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use daemon::{AppTokens, Keys, Shutdown, StateDir};
 use tokio::net::TcpListener;
-use types::AppId;
+use types::{AppId, HostId};
 
 use self::{
     error::{Code, Failure},
@@ -67,6 +68,9 @@ pub struct Config {
     pub blob_bytes_max: u64,
     /// What pushes leave free of the disk.
     pub disk_reserve_bytes: u64,
+    pub host: HostId,
+    /// Passes requests on to the host that leads; a host that is alone for ever needs none.
+    pub forward: Option<Arc<dyn daemon::Forward>>,
 }
 
 pub(crate) struct Registry {
@@ -78,6 +82,8 @@ pub(crate) struct Registry {
     tokens: AppTokens,
     /// Releases of pushes are made in turn.
     publishing: tokio::sync::Mutex<()>,
+    /// Where there may be other hosts.
+    copies: Option<copies::Copies>,
 }
 
 /// Serves until `shutdown`.
@@ -86,6 +92,7 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
     tokio::join!(
         daemon::server::serve(listener, http::router(registry.clone()), shutdown.clone()),
         gc::run(&registry, shutdown.clone()),
+        copies::run(&registry, shutdown.clone()),
     );
     Ok(())
 }
@@ -113,7 +120,11 @@ impl Registry {
             blob_bytes_max: config.blob_bytes_max,
             disk_reserve_bytes: config.disk_reserve_bytes,
         };
+        let copies = config
+            .forward
+            .map(|forward| copies::Copies::new(config.host, config.internal_key.clone(), forward));
         Ok(Registry {
+            copies,
             uploads: Uploads::new(store.clone(), limits),
             converter: Converter::new(config.worker, config.state.layers(), &root, Default::default())?,
             controller: Controller::new(&config.controller)?,
@@ -158,9 +169,11 @@ impl Registry {
                 format!("this key is not one for the app \"{shown}\""),
             ));
         }
+        let repository = self.store.repository(app.id, name);
+        self.catch_up(&repository).await?;
         Ok(On {
             name: name.clone(),
-            repository: self.store.repository(app.id, name),
+            repository,
             app,
         })
     }

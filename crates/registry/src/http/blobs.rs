@@ -28,7 +28,10 @@ pub async fn get(
 ) -> Result<Response> {
     let unknown = || Failure::new(Code::BlobUnknown, format!("{digest} is not in {}", on.name));
     // Who asks may rely on it in the manifest that is pushed next.
-    if !on.repository.touch_blob(digest)? || !registry.store.touch(digest)? {
+    if !on.repository.touch_blob(digest)? {
+        return Err(unknown());
+    }
+    if !registry.store.touch(digest)? && !registry.fetch_blob(&on.repository, digest).await? {
         return Err(unknown());
     }
     let file = match File::open(registry.store.blob(digest)) {

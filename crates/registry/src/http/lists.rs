@@ -38,6 +38,7 @@ pub fn tags(on: &On, request: &Parts) -> Result<Response> {
 
 /// All repositories that the caller has something of.
 pub async fn catalog(registry: &Arc<Registry>, caller: &Caller, request: &Parts) -> Result<Response> {
+    registry.catch_up_all().await?;
     let apps = registry
         .controller
         .apps()

@@ -88,6 +88,7 @@ pub async fn put(
         Reference::Tag(_) => BlobDigest::of(&bytes),
     };
     let manifest = Manifest::parse(&bytes, content_type.as_deref())?;
+    registry.fetch_parts(&on.repository, &manifest).await?;
     check_parts(registry, &on, &manifest)?;
     registry.uploads.check_disk()?;
 
@@ -209,6 +210,7 @@ impl Taking {
         if let Reference::Tag(tag) = &self.reference {
             on.repository.set_tag(tag, digest)?;
         }
+        registry.record(&on.repository).await?;
         let Some(prepared) = prepared else {
             return Ok(None);
         };
@@ -220,7 +222,7 @@ impl Taking {
 }
 
 /// A tag is taken away; a manifest goes with all its tags.
-pub fn delete(registry: &Arc<Registry>, on: &On, reference: &Reference) -> Result<Response> {
+pub async fn delete(registry: &Arc<Registry>, on: &On, reference: &Reference) -> Result<Response> {
     let is_gone = match reference {
         Reference::Tag(tag) => on.repository.remove_tag(tag)?,
         Reference::Digest(digest) => {
@@ -235,7 +237,10 @@ pub fn delete(registry: &Arc<Registry>, on: &On, reference: &Reference) -> Resul
         }
     };
     match is_gone {
-        true => Ok(StatusCode::ACCEPTED.into_response()),
+        true => {
+            registry.record(&on.repository).await?;
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
         false => {
             let text = format!("{}:{reference} is not there", on.name);
             Err(Failure::new(Code::ManifestUnknown, text))

@@ -12,11 +12,12 @@ mod uploads;
 
 pub use manifests::Taking;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::{Request, State},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
 use daemon::Principal;
@@ -24,7 +25,7 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use types::{App, AppId, Uuid};
 
 use crate::{
-    Registry,
+    Registry, copies,
     error::{Code, Failure, Result},
     name::{BlobDigest, Reference, RepositoryName},
     store::Repository,
@@ -36,7 +37,31 @@ pub fn router(registry: Arc<Registry>) -> Router {
     Router::new()
         .merge(crate::extra::routes())
         .fallback(serve)
+        .layer(axum::middleware::from_fn_with_state(registry.clone(), pass_on))
+        .merge(
+            copies::http::routes().route_layer(axum::middleware::from_fn_with_state(
+                registry.keys.clone(),
+                daemon::auth::require_internal_key,
+            )),
+        )
         .with_state(registry)
+}
+
+/// How long a request may wait for a host that leads.
+const LEADER_PATIENCE: Duration = Duration::from_secs(8);
+
+/// One host answers for all: uploads are on its disk, and pushes to one repository come one after the other.
+async fn pass_on(State(registry): State<Arc<Registry>>, request: Request, next: Next) -> Response {
+    let forward = registry.copies.as_ref().map(copies::Copies::forward);
+    let Some(forward) = forward.filter(|forward| !forward.leads()) else {
+        return next.run(request).await;
+    };
+    match forward.forward("images", request, LEADER_PATIENCE).await {
+        Ok(response) => response,
+        // Without a leader what is here can still be read.
+        Err(request) if forward.leads() || request.method().is_safe() => next.run(request).await,
+        Err(_) => copies::no_leader().into_response(),
+    }
 }
 
 /// Whom a request is from.
@@ -90,7 +115,7 @@ async fn dispatch(registry: &Arc<Registry>, request: Request) -> Result<Response
         (What::Manifest(reference), Method::PUT) => {
             manifests::put(registry, on, reference, &parts, body).await
         }
-        (What::Manifest(reference), Method::DELETE) => manifests::delete(registry, &on, &reference),
+        (What::Manifest(reference), Method::DELETE) => manifests::delete(registry, &on, &reference).await,
         (What::Blob(digest), Method::GET | Method::HEAD) => blobs::get(registry, &on, &digest, &parts).await,
         (What::Blob(digest), Method::DELETE) => blobs::delete(&on, &digest),
         (What::Uploads, Method::POST) => uploads::begin(registry, &caller, &on, &parts, body).await,

@@ -63,25 +63,33 @@ async fn mount(
     digest: &BlobDigest,
     from: Option<String>,
 ) -> Result<bool> {
-    if !registry.store.touch(digest)? {
-        return Ok(false);
-    }
-    let is_there = match from {
+    let source = match from {
         Some(name) => match name.parse::<RepositoryName>() {
             Ok(name) => match registry.repository(caller, &name).await {
-                Ok(other) => other.repository.touch_blob(digest)?,
+                Ok(other) => Some(other.repository).filter(|other| other.has_blob(digest)),
                 // One that is not the caller's, or not there: the bytes have to be sent.
-                Err(_) => false,
+                Err(_) => None,
             },
-            Err(()) => false,
+            Err(()) => None,
         },
         // Whoever has the cluster's key may read all of it.
-        None => matches!(caller, Caller::Cluster(_)) || on.repository.has_blob(digest),
+        None => {
+            let may_read = matches!(caller, Caller::Cluster(_)) || on.repository.has_blob(digest);
+            may_read.then(|| on.repository.clone())
+        }
     };
-    if is_there {
-        on.repository.link_blob(digest)?;
+    let Some(source) = source else {
+        return Ok(false);
+    };
+    let is_here = registry.store.touch(digest)?;
+    // On another host at most where a repository has it.
+    let is_found = is_here || (source.has_blob(digest) && registry.fetch_blob(&source, digest).await?);
+    if !is_found {
+        return Ok(false);
     }
-    Ok(is_there)
+    source.touch_blob(digest)?;
+    on.repository.link_blob(digest)?;
+    Ok(true)
 }
 
 pub async fn status(registry: &Arc<Registry>, on: &On, id: Uuid) -> Result<Response> {

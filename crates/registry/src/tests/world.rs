@@ -282,6 +282,8 @@ fn open(dir: &tempfile::TempDir, url: String, blob_bytes_max: u64, disk_reserve_
         worker: Worker::InProcess,
         blob_bytes_max,
         disk_reserve_bytes,
+        host: "host0".parse().unwrap(),
+        forward: None,
     });
     Arc::new(registry.unwrap())
 }
