@@ -30,7 +30,20 @@ impl Hosts {
 
     /// A cluster: the first host founds it, the others join.
     pub fn start(count: usize) -> Result<Hosts> {
-        let mut hosts = Hosts::prepare(count)?;
+        Hosts::prepare(count)?.started()
+    }
+
+    /// The same, each with programs of its own, which may be replaced.
+    pub fn start_with_own_programs(count: usize) -> Result<Hosts> {
+        let Hosts { hosts, switch } = Hosts::prepare(count)?;
+        let hosts = hosts.into_iter().map(Cluster::with_own_programs);
+        let hosts = hosts.collect::<Result<_>>()?;
+        Hosts { hosts, switch }.started()
+    }
+
+    fn started(self) -> Result<Hosts> {
+        let mut hosts = self;
+        let count = hosts.hosts.len();
         hosts.hosts[0].flynn_host(&["init", "--address", &address(1)])?;
         hosts.hosts[0].boot()?;
         for number in 1..count {

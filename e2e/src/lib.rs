@@ -104,7 +104,11 @@ impl Cluster {
 
     /// The same with `flynn-host` and `flynn-shim` from a directory of its own, where they may be replaced.
     pub fn start_with_own_programs() -> Result<Cluster> {
-        let mut cluster = Cluster::prepare()?;
+        Cluster::prepare()?.with_own_programs()?.started()
+    }
+
+    fn with_own_programs(self) -> Result<Cluster> {
+        let mut cluster = self;
         let programs = cluster.dir.path().join("programs");
         fs::create_dir(&programs)?;
         for name in ["flynn-host", "flynn-shim"] {
@@ -115,7 +119,7 @@ impl Cluster {
         let shared = format!("shim = {:?}", program("flynn-shim"));
         fs::write(&config, fs::read_to_string(&config)?.replace(&shared, &own))?;
         cluster.flynn_host_program = programs.join("flynn-host");
-        cluster.started()
+        Ok(cluster)
     }
 
     fn started(self) -> Result<Cluster> {

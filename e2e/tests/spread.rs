@@ -242,7 +242,13 @@ fn images_are_pushed_and_pulled_by_any_host_and_outlive_one() -> Result<()> {
     let leader = hosts.leader(0)?;
     hosts.hosts[leader].cut_power()?;
     let left: Vec<usize> = (0..3).filter(|host| *host != leader).collect();
-    hosts.write(left[0], "another-leads")?;
+    // Before that a request that changes something may be told that the leader was lost with it.
+    for host in &left {
+        hosts.wait_for_list(*host, "another to lead", |list| {
+            let leads = list.iter().position(|(_, status)| status == "peer (leader)");
+            leads.is_some_and(|leads| leads != leader)
+        })?;
+    }
     let on = |host: usize| &hosts.hosts[left[host]];
     for host in 0..2 {
         let (_, found) = expect(registry(on(host), "GET", "/v2/shop/manifests/v1", &[])?, "200")?;

@@ -3,14 +3,19 @@
 use std::{fs, os::unix::fs::PermissionsExt, sync::atomic::Ordering};
 
 use anyhow::{Result, ensure};
-use e2e::{Cluster, Process, http, kill, program, server};
+use e2e::{Cluster, Hosts, Process, http, kill, program, server};
 
 /// Does something under load, after which no request may have failed.
 fn under_load(cluster: &Cluster, what: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    under_load_of(std::slice::from_ref(cluster), what, act)
+}
+
+/// The same with users at every host.
+fn under_load_of(hosts: &[Cluster], what: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let load = http::Load::default();
     std::thread::scope(|scope| -> Result<()> {
-        for user in 0..6 {
-            let (load, net) = (&load, &cluster.net);
+        for (user, host) in (0..6).flat_map(|user| hosts.iter().map(move |host| (user, host))) {
+            let (load, net) = (&load, &host.net);
             let path = if user < 4 { "/" } else { "/slow/150" };
             scope.spawn(move || {
                 net.enter().expect("the namespace is there");
@@ -105,4 +110,96 @@ fn a_router_that_crashes_is_back_before_anybody_is_refused() -> Result<()> {
         })?;
     }
     cluster.finish()
+}
+
+#[test]
+fn all_hosts_are_updated_one_after_the_other_and_go_back_together() -> Result<()> {
+    let hosts = Hosts::start_with_own_programs(3)?;
+    hosts.wait_for_list(0, "three peers", |list| {
+        list.iter()
+            .filter(|(_, status)| status.starts_with("peer"))
+            .count()
+            == 3
+    })?;
+    hosts.hosts[1].app("shop", &[Process::web(&server("hello"))], 3)?;
+    hosts.hosts[1].wait("a job on every host", || {
+        Ok((hosts.job_hosts(1, "shop")? == ["host1", "host2", "host3"]).then_some(()))
+    })?;
+    for host in &hosts.hosts {
+        host.wait("the app to answer", || Ok(host.page("shop").ok()))?;
+    }
+    let pids = |part: &str| -> Result<Vec<i32>> { hosts.hosts.iter().map(|host| host.pid(part)).collect() };
+    let parts = ["daemon", "router-serving", "tunnel"];
+    let before: Vec<_> = parts.iter().map(|part| pids(part)).collect::<Result<_>>()?;
+    let leader = hosts.leader(0)?;
+    let by = (leader + 1) % 3;
+
+    // Another file, so that it can be told which one a host has.
+    let release = hosts.hosts[0].dir.path().join("release");
+    fs::create_dir(&release)?;
+    let mut bytes = fs::read(program("flynn-host"))?;
+    bytes.push(0);
+    fs::write(release.join("flynn-host"), &bytes)?;
+    fs::set_permissions(release.join("flynn-host"), fs::Permissions::from_mode(0o755))?;
+    let release = release.to_string_lossy().into_owned();
+    let lengths = || -> Result<Vec<usize>> {
+        let files = hosts
+            .hosts
+            .iter()
+            .map(|host| host.dir.path().join("programs/flynn-host"));
+        files.map(|file| Ok(fs::metadata(file)?.len() as usize)).collect()
+    };
+
+    // The one that leads cannot be replaced: its turn comes last, when the others have been.
+    let block = hosts.hosts[leader]
+        .dir
+        .path()
+        .join("programs/flynn-host.previous");
+    fs::create_dir_all(block.join("in-the-way"))?;
+    under_load_of(&hosts.hosts, "update of all that fails", || {
+        let Err(error) = hosts.hosts[by].flynn_host(&["update", "--programs", &release]) else {
+            anyhow::bail!("it was taken");
+        };
+        let said = format!("{error:#}");
+        let last = format!(
+            "host{} did not take the update; every host runs the programs before",
+            leader + 1
+        );
+        ensure!(
+            said.contains(&last) && said.matches("goes back").count() == 2,
+            "{said}"
+        );
+        Ok(())
+    })?;
+    ensure!(
+        lengths()?.iter().all(|length| *length == bytes.len() - 1),
+        "{:?}",
+        lengths()?
+    );
+
+    fs::remove_dir_all(&block)?;
+    let leader = hosts.leader(by)?;
+    under_load_of(&hosts.hosts, "update of all", || {
+        let said = hosts.hosts[by].flynn_host(&["update", "--programs", &release])?;
+        let turn = |host: usize| said.find(&format!("Updating host{} from", host + 1));
+        ensure!(
+            (0..3).all(|host| turn(host) <= turn(leader)) && turn(leader).is_some(),
+            "{said}"
+        );
+        ensure!(said.contains("3 hosts run"), "{said}");
+        Ok(())
+    })?;
+    ensure!(
+        lengths()?.iter().all(|length| *length == bytes.len()),
+        "{:?}",
+        lengths()?
+    );
+    for (part, before) in parts.iter().zip(before) {
+        let now = pids(part)?;
+        ensure!(
+            now.iter().zip(&before).all(|(now, before)| now != before),
+            "{part}: {before:?}, {now:?}"
+        );
+    }
+    hosts.finish()
 }

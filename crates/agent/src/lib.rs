@@ -81,6 +81,8 @@ pub struct Config {
     pub ca_bundle: Option<PathBuf>,
     /// What ships the logs of this host's jobs.
     pub sinks: Arc<dyn api::sinks::Sinks>,
+    /// What the host's own API serves beside the agent's part of it, with keys of its own.
+    pub more: axum::Router,
     /// First of the user ids that belong to jobs: 65 536 for each address of the network.
     pub uid_base: u32,
 }
@@ -131,7 +133,7 @@ pub async fn run_with(
         shutdown.clone(),
     );
     agent.adopt().await?;
-    let api = http::router(agent.clone(), about.clone(), config.sinks, config.keys);
+    let api = http::router(agent.clone(), about.clone(), config.sinks, config.keys).merge(config.more);
     tokio::join!(
         daemon::server::serve(config.listener, api, shutdown),
         link::run(agent.clone(), about),

@@ -21,6 +21,7 @@ pub mod resources;
 pub mod sinks;
 pub mod sse;
 pub mod tls;
+pub mod update;
 pub mod wire;
 
 pub use client::{Client, ClientError, Endpoint, Trust};

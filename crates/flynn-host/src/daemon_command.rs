@@ -1,6 +1,6 @@
 //! `flynn-host daemon`: every component of a host but the router, in one process.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use api::{Endpoint, Trust, peers::Part};
@@ -11,7 +11,7 @@ use types::AppId;
 
 use crate::config::Config;
 
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, config_path: &Path) -> Result<()> {
     daemon::init_logging();
     let shutdown = daemon::shutdown_on_signals()?;
     let state = config.state();
@@ -156,6 +156,7 @@ pub async fn run(config: Config) -> Result<()> {
         ca_bundle: Some(config.ca_bundle.clone()),
         sinks: Arc::new(shipper.clone()),
         uid_base: config.uid_base,
+        more: crate::update_taken::routes(&state, config_path, secrets.keys()),
     };
     let discoverd = discoverd::Config {
         domain: config.domain.clone(),

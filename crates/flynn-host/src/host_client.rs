@@ -1,7 +1,7 @@
 //! Clients for the operator's commands, which run on a host and may read its keys.
 
 use anyhow::{Context, Result};
-use api::{Client, Controller, Endpoint, Trust};
+use api::{Client, Controller, Endpoint, Trust, peers::Part};
 use daemon::files;
 
 use crate::config::Config;
@@ -36,17 +36,20 @@ fn endpoint(config: &Config, address: std::net::SocketAddr) -> Result<Endpoint> 
 
 /// The host API of any host of the cluster.
 pub fn host_of(config: &Config, host: &types::Host) -> Result<Client> {
+    part_of(config, host, Part::Host)
+}
+
+/// The host API of any host of the cluster, or what its controller answers itself.
+pub fn part_of(config: &Config, host: &types::Host, part: Part) -> Result<Client> {
     let state = config.state();
     let own = peers::Membership::read(&state)?.map_or(1, |membership| membership.node);
     if host.node.is_none_or(|node| node == own) {
-        return self::host(config);
+        return match part {
+            Part::Controller => Ok(controller(config)?.client().clone()),
+            _ => self::host(config),
+        };
     }
     let authority = daemon::secrets::Authority::new(&state.secrets());
     let identity = peers::Identity::new(authority, own, config.host_id()?)?;
-    Ok(peers::client_of(
-        identity,
-        host,
-        api::peers::Part::Host,
-        &key(config)?,
-    )?)
+    Ok(peers::client_of(identity, host, part, &key(config)?)?)
 }

@@ -24,6 +24,8 @@ mod supervise;
 mod teardown;
 mod tunnel_command;
 mod update;
+mod update_all;
+mod update_taken;
 mod volumes;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -218,20 +220,31 @@ enum Command {
     ///   $ flynn-host restore flynn-backup.tar
     #[command(verbatim_doc_comment)]
     Restore { file: PathBuf },
-    /// Replace this host's programs while everything runs
+    /// Replace the programs of all hosts, one after the other, while everything runs
     ///
-    /// Jobs go on, and no request fails. Where the new programs do not come up, the ones before come back.
+    /// The other hosts are sent the programs; the host that leads is the last. Each has to be up again, with the
+    /// cluster's state and its jobs, before the next begins. Jobs go on, and no request fails. Where the new
+    /// programs do not come up, the ones before come back, on the hosts that have been updated, too.
     ///
     /// Example:
     ///   $ flynn-host update --programs target/release
     #[command(verbatim_doc_comment)]
     Update {
         /// A directory with flynn-host, and flynn-shim and flynn where they change, too
-        #[arg(long, value_name = "DIRECTORY")]
-        programs: PathBuf,
+        #[arg(long, value_name = "DIRECTORY", required_unless_present = "previous")]
+        programs: Option<PathBuf>,
+        /// Only this host, and back to the programs before the last update
+        #[arg(long, conflicts_with = "programs")]
+        previous: bool,
+        /// Only this host
+        #[arg(long)]
+        here: bool,
         /// How long daemon and router may each take to come up
         #[arg(long, value_name = "SECONDS", default_value_t = 30)]
         timeout: u64,
+        /// Where to write how it ended; what a host gives that another updates
+        #[arg(long, hide = true, value_name = "FILE")]
+        report: Option<PathBuf>,
     },
     /// Stop all jobs of this host and remove its network, as before an uninstallation
     Teardown {
@@ -331,7 +344,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         .build()?;
     runtime.block_on(async {
         match cli.command {
-            Command::Daemon => daemon_command::run(config).await,
+            Command::Daemon => daemon_command::run(config, &cli.config).await,
             Command::Router { serve: true } => router_command::run(config).await,
             Command::Router { serve: false } => keeper::run(config, &cli.config).await,
             Command::Tunnel => tunnel_command::run(&cli.config).await,
@@ -376,8 +389,27 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Df { json } => df::run(&config, json),
             Command::CliAdd => operate::cli_add_command(&config),
             Command::Restore { file } => restore::run(&config, &file).await,
-            Command::Update { programs, timeout } => {
-                update::run(&config, &programs, std::time::Duration::from_secs(timeout)).await
+            Command::Update {
+                programs,
+                previous,
+                here,
+                timeout,
+                report,
+            } => {
+                let patience = std::time::Duration::from_secs(timeout);
+                let is_here = here || report.is_some();
+                let updated = match programs.filter(|_| !previous) {
+                    Some(programs) => update_all::run_or_here(&config, &programs, is_here, patience).await,
+                    None => update::run_back(&config, patience).await,
+                };
+                if let Some(report) = report {
+                    let ended = updated
+                        .as_ref()
+                        .err()
+                        .map_or(String::new(), |error| format!("{error:#}"));
+                    daemon::files::write_atomic(&report, ended.as_bytes(), 0o600)?;
+                }
+                updated
             }
             Command::Teardown { remove_state } => teardown::run(&config, remove_state).await,
             Command::Version

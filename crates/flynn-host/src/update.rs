@@ -8,7 +8,7 @@
 //!
 //! Jobs are not touched: they are no children of the daemon. Requests are not, either: the router's
 //! sockets are held by its keeper, and one router takes over from the other. The programs before stay
-//! beside the new ones as `NAME.previous`.
+//! beside the new ones as `NAME.previous`. This is about one host; [`crate::update_all`] is about all.
 //!
 //! What a reader would get wrong: shims of running jobs, the keeper and the supervisor go on with the
 //! program that they were started from. They hold so little that it seldom matters; `script/up` or a
@@ -30,13 +30,16 @@ use types::Host;
 use crate::{config::Config, host_client, supervise::runs_program};
 
 /// To go back: the supervisor pauses up to 5 s before it starts again what ended at once.
-const GO_BACK_MIN: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub const GO_BACK_MIN: Duration = Duration::from_secs(30);
+pub const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What is replaced, as it is called where it was built.
+pub const NAMES: [&str; 3] = ["flynn-host", "flynn", "flynn-shim"];
 
 /// One file that is replaced.
-struct Program {
-    name: &'static str,
-    new: PathBuf,
+pub struct Program {
+    pub name: &'static str,
+    pub new: PathBuf,
     place: PathBuf,
 }
 
@@ -50,8 +53,13 @@ pub async fn run(config: &Config, directory: &Path, patience: Duration) -> Resul
     let version = version_of(&programs[0].new).await?;
     println!("-----> Updating {host} from {} to {version}", before.version);
 
-    for program in &programs {
-        program.put_in_place()?;
+    for (index, program) in programs.iter().enumerate() {
+        if let Err(error) = program.put_in_place() {
+            for program in &programs[..index] {
+                program.go_back()?;
+            }
+            return Err(error);
+        }
     }
     let mut renewal = renew(config, patience).await;
     if let Err(error) = renewal {
@@ -106,7 +114,7 @@ async fn renew(config: &Config, patience: Duration) -> Result<()> {
     };
     tokio::time::timeout(patience, took_over).await.map_err(late)?;
     println!("       router took over ({:.1} s)", began.elapsed().as_secs_f64());
-    Ok(())
+    renew_tunnel(config).await
 }
 
 async fn this_host(config: &Config) -> Result<Host> {
@@ -120,16 +128,54 @@ async fn this_host(config: &Config) -> Result<Host> {
     host.with_context(|| format!("the cluster does not know {id}"))
 }
 
+/// Goes back to the programs before, as they stand beside the ones that run.
+pub async fn run_back(config: &Config, patience: Duration) -> Result<()> {
+    let began = Instant::now();
+    let host = config.host_id()?;
+    let programs = places(config)?.map(|(name, place)| Program {
+        name,
+        new: PathBuf::new(),
+        place,
+    });
+    ensure!(
+        programs[0].previous().exists(),
+        "there are no programs before: {} is missing",
+        programs[0].previous().display()
+    );
+    println!("-----> Taking {host} back to the programs before");
+    for program in &programs {
+        program.go_back()?;
+    }
+    renew(config, patience.max(GO_BACK_MIN)).await?;
+    println!(
+        "=====> {host} runs the programs before ({:.1} s)",
+        began.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// The place of this program; the file in it may be another by now.
+pub fn own_program() -> std::io::Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    let text = path.to_string_lossy();
+    Ok(match text.strip_suffix(" (deleted)") {
+        Some(place) => PathBuf::from(place),
+        None => path,
+    })
+}
+
+/// Where each program is, `flynn-host` first.
+fn places(config: &Config) -> Result<[(&'static str, PathBuf); 3]> {
+    let own = own_program().context("cannot find this program's own file")?;
+    let places = [own.clone(), own.with_file_name("flynn"), config.shim.clone()];
+    let mut names = NAMES.into_iter();
+    Ok(places.map(|place| (names.next().expect("each has a name"), place)))
+}
+
 /// The programs that `directory` has, `flynn-host` first.
-fn programs(config: &Config, directory: &Path) -> Result<Vec<Program>> {
-    let own = std::env::current_exe().context("cannot find this program's own file")?;
-    let places = [
-        ("flynn-host", own.clone()),
-        ("flynn", own.with_file_name("flynn")),
-        ("flynn-shim", config.shim.clone()),
-    ];
+pub fn programs(config: &Config, directory: &Path) -> Result<Vec<Program>> {
     let mut programs = vec![];
-    for (name, place) in places {
+    for (name, place) in places(config)? {
         let new = directory.join(name);
         if new.is_file() {
             programs.push(Program { name, new, place });
@@ -145,7 +191,7 @@ fn programs(config: &Config, directory: &Path) -> Result<Vec<Program>> {
     Ok(programs)
 }
 
-async fn version_of(program: &Path) -> Result<String> {
+pub async fn version_of(program: &Path) -> Result<String> {
     let output = Command::new(program)
         .arg("version")
         .stdin(Stdio::null())
@@ -211,6 +257,15 @@ async fn renew_router(config: &Config) -> Result<()> {
         return signal(config, "router", Signal::HUP);
     }
     systemctl(&["reload-or-restart", "flynn-router.service"]).await
+}
+
+/// Starts the tunnel anew, if there is one: its interface stays, connections of jobs to other hosts wait a
+/// moment, and it asks the others for sessions by itself.
+async fn renew_tunnel(config: &Config) -> Result<()> {
+    if is_supervised(config) {
+        return signal(config, "tunnel", Signal::TERM);
+    }
+    systemctl(&["try-restart", "flynn-tunnel.service"]).await
 }
 
 /// Whether `flynn-host supervise` looks after daemon and router.

@@ -58,6 +58,7 @@ impl Life {
         let (stop, (ended, done)) = (shutdown.clone(), tokio::sync::watch::channel(false));
         runtime.spawn(async move {
             let config = agent::Config {
+                more: axum::Router::new(),
                 host: HOST.parse().unwrap(),
                 state: StateDir::new(state),
                 controller: endpoint(format!("http://{controller}")),

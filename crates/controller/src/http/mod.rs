@@ -149,6 +149,7 @@ pub fn router(controller: Controller) -> Router {
         )
         .route("/internal/cluster/members/{member}/vote", put(cluster::vote))
         .route("/internal/here/apps/{app}/log", get(log::get_of_this_host))
+        .route("/internal/here/cluster", get(cluster::show))
         .route("/internal/here/stack", get(layers::stack))
         .route("/internal/services", get(internal::services))
         .route("/internal/services/{service}", post(internal::change_service))

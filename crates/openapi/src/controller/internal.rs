@@ -101,6 +101,14 @@ pub fn operations() -> Vec<Operation> {
         )
         .streams::<SseLogChunk>(json!({"event": "eof"})),
         get(
+            "/internal/here/cluster",
+            "The cluster's members and how far its state is, as this host sees it",
+        )
+        .gives::<ClusterView>(json!({
+            "node": 2, "leader": 1, "term": 3, "last_index": 41, "applied_index": 40,
+            "members": [{"member": member(), "is_voter": true, "is_follower": false}],
+        })),
+        get(
             "/internal/here/stack",
             "The list of base images, as it is on this host",
         )
