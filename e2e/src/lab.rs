@@ -119,6 +119,20 @@ impl Lab {
         format!("{network}.200")
     }
 
+    /// Adds a line to the configuration of all hosts, and has their daemons read it.
+    pub fn configure(&self, line: &str) -> Result<()> {
+        for host in 1..=self.hosts {
+            let path = self.directory().join(format!("host{host}/etc/host.toml"));
+            let text = fs::read_to_string(&path)?;
+            fs::write(&path, text + line)?;
+            self.exec(
+                host,
+                &["sh", "-c", "kill -TERM $(cat /var/lib/flynn/run/daemon.pid)"],
+            )?;
+        }
+        Ok(())
+    }
+
     /// Runs a command in a host.
     pub fn try_exec(&self, host: usize, words: &[&str]) -> Result<Output> {
         let host = format!("host{host}");

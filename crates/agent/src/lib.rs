@@ -69,6 +69,8 @@ pub struct Config {
     pub network: overlay::Config,
     /// Of this host's tunnel to the others, base64, where what its jobs send is encrypted.
     pub public_key: Option<String>,
+    /// By which the outside reaches this host's router, where that is not what other hosts reach it by.
+    pub public_addresses: Vec<IpAddr>,
     /// Name of the cgroup that the jobs' ones are made in.
     pub cgroup_parent: String,
     /// The program that runs containers.
@@ -113,6 +115,7 @@ pub async fn run_with(
         subnet: config.network.subnet,
         underlay: config.network.underlay.as_ref().map(|underlay| underlay.address),
         public_key: config.public_key,
+        public_addresses: config.public_addresses,
         started_at: daemon::now(),
     };
     let settings = Settings {

@@ -34,6 +34,7 @@ pub struct About {
     pub subnet: overlay::Subnet,
     pub underlay: Option<IpAddr>,
     pub public_key: Option<String>,
+    pub public_addresses: Vec<IpAddr>,
     pub started_at: Timestamp,
 }
 
@@ -60,6 +61,7 @@ impl About {
             subnet: Some(self.subnet.to_string()),
             underlay: self.underlay,
             public_key: self.public_key.clone(),
+            public_addresses: self.public_addresses.clone(),
             version: api::VERSION.into(),
             started_at: self.started_at,
         }

@@ -344,6 +344,8 @@ pub struct HostReport {
     pub underlay: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub public_addresses: Vec<IpAddr>,
     pub version: String,
     pub started_at: Timestamp,
 }
@@ -396,6 +398,16 @@ pub struct ServicesView {
     /// The cluster's domain, then those that it had before: their names lead to the router, too.
     pub domains: Vec<String>,
     pub services: Vec<ServiceView>,
+    /// Where the outside is led to.
+    #[serde(default)]
+    pub ingress: Vec<IngressView>,
+}
+
+/// A host that lives, and the addresses that its router is reached by from outside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct IngressView {
+    pub host: HostId,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// One service with its instances, oldest first.

@@ -185,6 +185,7 @@ async fn agent(index: usize, address: SocketAddr, heard: UnboundedSender<()>) {
         subnet: Some(format!("100.{}.{low}.0/22", 100 + high)),
         underlay: Some([10, 0, high as u8, index as u8].into()),
         public_key: None,
+        public_addresses: vec![],
         version: "v1".into(),
         started_at: daemon::now(),
     };

@@ -5,18 +5,18 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use api::{
-    host::{ServiceView, ServicesView},
+    host::{IngressView, ServiceView, ServicesView},
     sse,
 };
 use bytes::Bytes;
 use routing::feed::{Backend, Certificate, HttpRoute, Route, Service, Snapshot, TcpRoute, Update};
 use state::State;
-use types::{HostState, Instance, Job, JobState, RouteKind};
+use types::{Host, HostId, HostState, Instance, Job, JobState, RouteKind};
 
 use crate::{Config, Controller, domain, host_job, routers::Connection};
 
@@ -136,6 +136,7 @@ pub fn snapshot(state: &State, config: &Config, sticky_key: &str) -> Snapshot {
         generation: first_generation(state.revision),
         domain: current.name,
         sticky_key: sticky_key.to_owned(),
+        is_draining: false,
         default_certificate: Some(CLUSTER_CERTIFICATE.into()),
         routes,
         services: services.into_values().collect(),
@@ -245,7 +246,7 @@ const fn first_generation(revision: u64) -> u64 {
 /// What turns `old` into `new`, in an order in which nothing is ever missing: certificates and
 /// services before the routes that name them, removals last.
 pub fn difference(old: &Snapshot, new: &Snapshot) -> Vec<Update> {
-    if old.domain != new.domain {
+    if old.domain != new.domain || old.is_draining != new.is_draining {
         // No smaller update says this.
         return vec![Update::Snapshot(new.clone())];
     }
@@ -316,24 +317,26 @@ pub fn follow(controller: Controller, router: String) -> impl futures::Stream<It
     let connection = controller.routers.connect(&router);
     let state = (
         controller,
-        connection,
+        (router, connection),
         changes,
         None::<Snapshot>,
         VecDeque::<Bytes>::new(),
     );
     futures::stream::unfold(
         state,
-        |(controller, connection, mut changes, mut sent, mut ready)| async move {
+        |(controller, (router, connection), mut changes, mut sent, mut ready)| async move {
             loop {
                 if let Some(message) = ready.pop_front() {
-                    return Some((message, (controller, connection, changes, sent, ready)));
+                    let router = (router, connection);
+                    return Some((message, (controller, router, changes, sent, ready)));
                 }
                 changes.borrow_and_update();
-                let new = snapshot(
-                    &controller.state(),
-                    &controller.config,
-                    &sticky_key(&controller.config.internal_key),
-                );
+                let state = controller.state();
+                let key = sticky_key(&controller.config.internal_key);
+                let new = Snapshot {
+                    is_draining: is_draining(&state, &router),
+                    ..snapshot(&state, &controller.config, &key)
+                };
                 let updates = match &sent {
                     None => vec![Update::Snapshot(new.clone())],
                     Some(old) => difference(old, &new),
@@ -347,6 +350,13 @@ pub fn follow(controller: Controller, router: String) -> impl futures::Stream<It
             }
         },
     )
+}
+
+/// A router is named `HOST-PID`.
+fn is_draining(state: &State, router: &str) -> bool {
+    let host = router.rsplit_once('-').map_or(router, |(host, _)| host);
+    let host = host.parse().ok().and_then(|id: HostId| state.hosts.get(&id));
+    host.is_some_and(|host| host.is_draining)
 }
 
 fn note_sent(connection: &Connection, sent: &Snapshot, last_message: Option<u64>) {
@@ -369,6 +379,7 @@ pub fn follow_services(controller: Controller) -> impl futures::Stream<Item = By
                 let services = ServicesView {
                     domains: domains(&state, &controller.config),
                     services: services(&state),
+                    ingress: ingress(&state),
                 };
                 if sent.as_ref() != Some(&services) {
                     let message = sse::message(&services);
@@ -387,6 +398,36 @@ fn domains(state: &State, config: &Config) -> Vec<String> {
     let former = domain::former(state, config).into_iter();
     let all = [domain::current(state, config)].into_iter().chain(former);
     all.map(|domain| domain.name).collect()
+}
+
+/// Hosts that the outside should be led to: those that live and stay. With none of them up it is rather we who
+/// are deaf.
+fn ingress(state: &State) -> Vec<IngressView> {
+    let wanted: [fn(&Host) -> bool; 3] = [
+        |host| host.state == HostState::Up && !host.is_draining,
+        |host| host.state == HostState::Up,
+        |_| true,
+    ];
+    let found = wanted.iter().find_map(|is_wanted| {
+        let hosts: Vec<_> = state.hosts.values().filter(|host| is_wanted(host)).collect();
+        (!hosts.is_empty()).then_some(hosts)
+    });
+    let view = |host: &Arc<Host>| IngressView {
+        host: host.id.clone(),
+        addresses: public_addresses(host),
+    };
+    found.iter().flatten().copied().map(view).collect()
+}
+
+/// As it was configured, else what other hosts reach it by.
+fn public_addresses(host: &Host) -> Vec<IpAddr> {
+    if !host.public_addresses.is_empty() {
+        return host.public_addresses.clone();
+    }
+    let peer = host.peer_addr.as_ref().and_then(|addr| addr.parse().ok());
+    let peer = peer.map(|addr: SocketAddr| addr.ip());
+    let is_reached = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified();
+    peer.or(host.underlay).filter(is_reached).into_iter().collect()
 }
 
 fn services(state: &State) -> Vec<ServiceView> {

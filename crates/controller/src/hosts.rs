@@ -84,6 +84,7 @@ impl Controller {
             public_key: report.public_key,
             node: member.map(|member| member.node),
             peer_addr: member.map(|member| member.addr.clone()),
+            public_addresses: report.public_addresses,
             version: report.version,
             created_at: known.map_or_else(|| self.now(), |known| known.created_at),
             started_at: report.started_at,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use daemon::Shutdown;
-use discovery::Question;
+use discovery::{Question, zone_answer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     Shared,
     forward::Resolvers,
+    public_reply::public_reply,
     reply::{Reply, Transport, reply},
 };
 
@@ -27,6 +28,14 @@ use crate::{
 const IN_PROGRESS_MAX: usize = 1024;
 /// A TCP connection without a question is closed.
 const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// Whoever answers queries.
+pub trait Answers: Send + Sync + 'static {
+    /// The whole answer to a whole query; `None` for what is no query.
+    fn respond(&self, query: &[u8], transport: Transport) -> impl Future<Output = Option<Vec<u8>>> + Send;
+
+    fn in_progress(&self) -> &Arc<Semaphore>;
+}
 
 pub struct Names {
     shared: Arc<Shared>,
@@ -46,8 +55,9 @@ impl Names {
             in_progress: Arc::new(Semaphore::new(IN_PROGRESS_MAX)),
         }
     }
+}
 
-    /// The whole answer to a whole query; `None` for what is no query.
+impl Answers for Names {
     async fn respond(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let find = |question: &Question| {
@@ -64,9 +74,44 @@ impl Names {
             Reply::Silence => None,
         }
     }
+
+    fn in_progress(&self) -> &Arc<Semaphore> {
+        &self.in_progress
+    }
 }
 
-pub async fn serve_udp(socket: Arc<UdpSocket>, names: Arc<Names>, shutdown: Shutdown) {
+/// Answers those to whom the cluster's domain was delegated, from the outside.
+pub struct PublicNames {
+    shared: Arc<Shared>,
+    turn: AtomicUsize,
+    in_progress: Arc<Semaphore>,
+}
+
+impl PublicNames {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        PublicNames {
+            shared,
+            turn: AtomicUsize::new(0),
+            in_progress: Arc::new(Semaphore::new(IN_PROGRESS_MAX)),
+        }
+    }
+}
+
+impl Answers for PublicNames {
+    async fn respond(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let zone = self.shared.zone();
+        public_reply(query, transport, |name, kind| {
+            zone_answer(&zone, name, kind, turn)
+        })
+    }
+
+    fn in_progress(&self) -> &Arc<Semaphore> {
+        &self.in_progress
+    }
+}
+
+pub async fn serve_udp(socket: Arc<UdpSocket>, names: Arc<impl Answers>, shutdown: Shutdown) {
     let mut buffer = vec![0; 4096];
     loop {
         let received = tokio::select! {
@@ -75,7 +120,7 @@ pub async fn serve_udp(socket: Arc<UdpSocket>, names: Arc<Names>, shutdown: Shut
         };
         // An error is an ICMP message about an earlier answer; the socket goes on.
         let Ok((length, peer)) = received else { continue };
-        let Ok(permit) = names.in_progress.clone().try_acquire_owned() else {
+        let Ok(permit) = names.in_progress().clone().try_acquire_owned() else {
             continue;
         };
         let (query, names, socket) = (buffer[..length].to_vec(), names.clone(), socket.clone());
@@ -88,7 +133,7 @@ pub async fn serve_udp(socket: Arc<UdpSocket>, names: Arc<Names>, shutdown: Shut
     }
 }
 
-pub async fn serve_tcp(listener: TcpListener, names: Arc<Names>, shutdown: Shutdown) {
+pub async fn serve_tcp(listener: TcpListener, names: Arc<impl Answers>, shutdown: Shutdown) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -96,12 +141,12 @@ pub async fn serve_tcp(listener: TcpListener, names: Arc<Names>, shutdown: Shutd
         };
         match accepted {
             Ok((stream, _)) => {
-                let Ok(permit) = names.in_progress.clone().try_acquire_owned() else {
+                let Ok(permit) = names.in_progress().clone().try_acquire_owned() else {
                     continue;
                 };
                 let names = names.clone();
                 tokio::spawn(async move {
-                    let _ = converse(stream, &names).await;
+                    let _ = converse(stream, &*names).await;
                     drop(permit);
                 });
             }
@@ -110,7 +155,7 @@ pub async fn serve_tcp(listener: TcpListener, names: Arc<Names>, shutdown: Shutd
     }
 }
 
-async fn converse(mut stream: TcpStream, names: &Names) -> std::io::Result<()> {
+async fn converse(mut stream: TcpStream, names: &impl Answers) -> std::io::Result<()> {
     loop {
         let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
         let mut query = vec![0; usize::from(length)];

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use api::{Controller, host::ServicesView};
 use daemon::Shutdown;
-use discovery::Service;
+use discovery::{Service, Zone};
 use futures::StreamExt;
 
 use crate::Shared;
@@ -21,6 +21,13 @@ pub async fn run(shared: Arc<Shared>, controller: Controller, shutdown: Shutdown
             {
                 Ok(mut lists) => {
                     while let Some(Ok(views)) = lists.next().await {
+                        let ingress = views.ingress.into_iter();
+                        shared.set_zone(Zone {
+                            domains: views.domains.clone(),
+                            hosts: ingress
+                                .map(|view| (view.host.to_string(), view.addresses))
+                                .collect(),
+                        });
                         shared.set_domains(views.domains);
                         let services = views.services.into_iter().map(|view| {
                             (

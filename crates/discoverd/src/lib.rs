@@ -8,6 +8,7 @@ mod dns;
 mod follow;
 mod forward;
 mod http;
+mod public_reply;
 mod reply;
 mod stream;
 
@@ -20,9 +21,10 @@ use std::{
 use ::http::HeaderValue;
 use api::{Controller, Endpoint};
 use daemon::{AppTokens, Keys, Shutdown};
-use discovery::Registry;
+use discovery::{Registry, Zone};
 use tokio::sync::watch;
 
+pub use public_reply::public_reply;
 pub use reply::{Reply, Transport, reply};
 
 pub struct Config {
@@ -34,6 +36,9 @@ pub struct Config {
     pub gateway: Ipv4Addr,
     pub dns_port: u16,
     pub http_port: u16,
+    /// Where those are answered to whom the cluster's domain was delegated. Never all addresses at once: an answer
+    /// has to come from the address that was asked.
+    pub public: Vec<SocketAddr>,
 }
 
 /// The registry, and the news that it changed.
@@ -41,6 +46,8 @@ pub(crate) struct Shared {
     registry: Mutex<Registry>,
     /// The cluster's domain and those that it had before.
     domains: Mutex<Arc<[String]>>,
+    /// What is told to the outside.
+    zone: Mutex<Arc<Zone>>,
     changed: watch::Sender<u64>,
     controller: Controller,
     /// Where others find this registry.
@@ -52,6 +59,7 @@ impl Shared {
         Shared {
             registry: Mutex::default(),
             domains: Mutex::new([domain].into()),
+            zone: Mutex::default(),
             changed: watch::channel(0).0,
             controller,
             peer: HeaderValue::from_str(&place.to_string()).expect("addresses are plain text"),
@@ -80,6 +88,14 @@ impl Shared {
         *self.domains.lock().expect("no panic while held") = domains.into();
     }
 
+    fn zone(&self) -> Arc<Zone> {
+        self.zone.lock().expect("no panic while held").clone()
+    }
+
+    fn set_zone(&self, zone: Zone) {
+        *self.zone.lock().expect("no panic while held") = Arc::new(zone);
+    }
+
     fn read<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
         look(&self.registry.lock().expect("no panic while held"))
     }
@@ -102,6 +118,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new(controller.clone(), place, config.domain));
     let followed = tokio::spawn(follow::run(shared.clone(), controller, shutdown.clone()));
     let expired = tokio::spawn(expire(shared.clone(), shutdown.clone()));
+    let public = Arc::new(dns::PublicNames::new(shared.clone()));
+    for place in config.public {
+        tokio::spawn(serve_public(place, public.clone(), shutdown.clone()));
+    }
 
     let gateway = |port| SocketAddr::from((config.gateway, port));
     let Some(udp) = bind(&shutdown, || {
@@ -143,6 +163,21 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Apart from all else: what the outside asks holds up nobody inside.
+async fn serve_public(place: SocketAddr, names: Arc<dns::PublicNames>, shutdown: Shutdown) {
+    let Some(udp) = bind(&shutdown, || tokio::net::UdpSocket::bind(place)).await else {
+        return;
+    };
+    let Some(tcp) = bind(&shutdown, || tokio::net::TcpListener::bind(place)).await else {
+        return;
+    };
+    tracing::info!(%place, "names of the cluster's domain are answered for the outside");
+    tokio::join!(
+        dns::serve_udp(Arc::new(udp), names.clone(), shutdown.clone()),
+        dns::serve_tcp(tcp, names, shutdown),
+    );
+}
+
 /// Binds as soon as the address is there. `None` at shutdown.
 async fn bind<T, F: Future<Output = std::io::Result<T>>>(
     shutdown: &Shutdown,
@@ -156,7 +191,7 @@ async fn bind<T, F: Future<Output = std::io::Result<T>>>(
                 if error.kind() != std::io::ErrorKind::AddrNotAvailable
                     && !std::mem::replace(&mut is_told, true)
                 {
-                    tracing::warn!(%error, "cannot listen on the gateway of the jobs; trying again");
+                    tracing::warn!(%error, "cannot listen for questions about names; trying again");
                 }
             }
         }

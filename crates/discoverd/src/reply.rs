@@ -14,7 +14,7 @@ use hickory_proto::{
 /// Seconds that an answer may be kept: jobs come and go.
 const TTL_S: u32 = 1;
 /// Largest datagram that is offered to those who ask: it crosses any network in one piece.
-const DATAGRAM_BYTES_MAX: u16 = 1232;
+pub(crate) const DATAGRAM_BYTES_MAX: u16 = 1232;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -83,7 +83,7 @@ fn decide(query: &[u8], transport: Transport, find: impl FnOnce(&Question) -> An
     }
 }
 
-fn address_data(address: IpAddr) -> RData {
+pub(crate) fn address_data(address: IpAddr) -> RData {
     match address {
         IpAddr::V4(address) => RData::A(A(address)),
         IpAddr::V6(address) => RData::AAAA(AAAA(address)),

@@ -9,6 +9,8 @@
 
 mod names;
 mod registry;
+mod zone;
 
 pub use names::{Answer, Question, QuestionKind, answer, reads_as};
 pub use registry::{Change, LEASE, Owner, Refused, Registry, Service, changes};
+pub use zone::{Zone, ZoneAnswer, ZoneKind, zone_answer};

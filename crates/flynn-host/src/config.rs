@@ -37,6 +37,12 @@ pub struct Config {
     /// Addresses that one host of the cluster has at a time, `IP/PREFIX` or `IP/PREFIX@INTERFACE`. Where it is not
     /// given, those that the host was told when it joined.
     pub floating: Option<Vec<String>>,
+    /// Addresses by which the outside reaches this host's router, where `address` is not one: names of the
+    /// cluster's domain lead there.
+    pub public_addresses: Vec<IpAddr>,
+    /// Where those are answered to whom the cluster's domain was delegated; an unspecified address stands for
+    /// `address`.
+    pub dns_public: Vec<SocketAddr>,
     /// The registry of images.
     pub registry: SocketAddr,
     pub discoverd_port: u16,
@@ -128,6 +134,8 @@ impl Default for Config {
             cluster: any(1115),
             address: String::new(),
             floating: None,
+            public_addresses: vec![],
+            dns_public: vec![],
             registry: loopback(1116),
             discoverd_port: 1111,
             dns_port: 53,
@@ -253,6 +261,24 @@ impl Config {
         Ok(())
     }
 
+    /// `own` is what other hosts reach this one by.
+    pub fn dns_public(&self, own: &str) -> Result<Vec<SocketAddr>> {
+        let own: Option<SocketAddr> = own.parse().ok();
+        let place = |place: &SocketAddr| {
+            if !place.ip().is_unspecified() {
+                return Ok(*place);
+            }
+            let own = own.with_context(|| {
+                format!(
+                    "dns_public: {place} stands for this host's own address, which is no IP address\nhint: name the \
+                     address to listen on, such as 192.0.2.1:53"
+                )
+            })?;
+            Ok(SocketAddr::new(own.ip(), place.port()))
+        };
+        self.dns_public.iter().map(place).collect()
+    }
+
     pub fn floating(&self) -> Result<Vec<Floating>> {
         let all = self.floating.iter().flatten();
         all.map(|text| text.parse().map_err(|error| anyhow::anyhow!("floating: {error}")))
@@ -351,6 +377,26 @@ mod tests {
             Err(error) => format!("{error:#}"),
         };
         assert!(answer.contains(expected), "{answer}");
+    }
+
+    #[test]
+    fn names_are_answered_at_the_hosts_own_address_where_no_other_is_given() {
+        let config = Config {
+            dns_public: ["0.0.0.0:53", "192.0.2.1:5353"]
+                .map(|place| place.parse().unwrap())
+                .into(),
+            ..Config::default()
+        };
+        let places = config.dns_public("10.0.0.1:1115").unwrap();
+        assert_eq!(
+            places,
+            ["10.0.0.1:53", "192.0.2.1:5353"].map(|place| place.parse().unwrap())
+        );
+        let error = config
+            .dns_public("host1.example.com:1115")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("hint: name the address"), "{error}");
     }
 
     #[test]

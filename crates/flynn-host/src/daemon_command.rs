@@ -24,6 +24,7 @@ pub async fn run(config: Config, config_path: &Path) -> Result<()> {
     let (address, own_address) =
         tokio::sync::watch::channel(crate::address::own(&config, membership.as_ref()));
     let (floating, floating_told) = crate::floating::Keeper::new(&config, own_address.clone())?;
+    let public = config.dns_public(&own_address.borrow())?;
     let authority = daemon::secrets::Authority::new(&state.secrets());
     let identity = peers::Identity::new(authority.clone(), node, host.clone())?;
     let known: Vec<_> = membership
@@ -149,6 +150,7 @@ pub async fn run(config: Config, config_path: &Path) -> Result<()> {
             true => Some(crate::tunnel_command::key(&state)?.public()),
             false => None,
         },
+        public_addresses: config.public_addresses.clone(),
         cgroup_parent: config.cgroup.clone(),
         shim: config.shim.clone(),
         dns: config.overlay()?.subnet.gateway(),
@@ -165,6 +167,7 @@ pub async fn run(config: Config, config_path: &Path) -> Result<()> {
         gateway: config.overlay()?.subnet.gateway(),
         dns_port: config.dns_port,
         http_port: config.discoverd_port,
+        public,
     };
     let registry = crate::images::config(&config, &secrets, endpoint.clone(), forwarding.clone())?;
     let builder = builder::Config {

@@ -245,6 +245,7 @@ async fn say_that_it_is_there(client: api::Controller, host: HostId, shutdown: S
         subnet: None,
         underlay: None,
         public_key: None,
+        public_addresses: vec![],
         version: api::VERSION.into(),
         started_at: Timestamp::EPOCH,
     };
@@ -360,6 +361,7 @@ async fn only_members_get_through_the_port_and_a_removed_one_is_nobody() {
         subnet: None,
         underlay: None,
         public_key: None,
+        public_addresses: vec![],
         node: Some(1),
         peer_addr: Some(member.addr.clone()),
         version: String::new(),

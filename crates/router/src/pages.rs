@@ -133,6 +133,14 @@ impl Page {
         Page::new(200, "OK", "This router knows what it should serve.")
     }
 
+    pub fn draining() -> Page {
+        Page::new(
+            503,
+            "Draining",
+            "This router still answers, but is about to be switched off.",
+        )
+    }
+
     pub fn refused(refused: crate::http1::Refused) -> Page {
         let title = match refused.status() {
             400 => "Bad request",

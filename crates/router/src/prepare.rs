@@ -5,6 +5,7 @@ use crate::access_log::AccessLog;
 use crate::buffer::Buffer;
 use crate::choice::Choice;
 use crate::http1::head::{Field, field, is_named_by_connection, path_of};
+use crate::live::ThreadTable;
 use crate::pages::{Format, Page};
 use crate::worker::Worker;
 use routing::{Decision, RequestHead as Asked};
@@ -13,6 +14,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Answered by every router, whatever name it is asked by: load balancers often know none.
+const HEALTH_PATH: &str = "/.well-known/flynn/health";
 
 /// Where a connection came in.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +75,9 @@ where
     H: Iterator<Item = (&'h str, &'h [u8])> + Clone,
 {
     let table = worker.table();
+    if path_of(request.target) == HEALTH_PATH {
+        return Plan::Page(health(worker, &table), None);
+    }
     let cookie = request
         .headers
         .clone()
@@ -90,14 +97,6 @@ where
         worker.random(),
     ) {
         Decision::Forward(forward) => forward,
-        Decision::NoSuchRoute if path_of(request.target) == "/.well-known/flynn/router" => {
-            let page = if table.live.is_loaded {
-                Page::healthy()
-            } else {
-                Page::not_ready()
-            };
-            return Plan::Page(page, None);
-        }
         Decision::NoSuchRoute if !table.live.is_loaded => return Plan::Page(Page::not_ready(), None),
         Decision::NoSuchRoute => {
             return Plan::Page(Page::no_such_app(&routing::normal_host(request.host)), None);
@@ -128,6 +127,17 @@ where
         is_head: request.method == "HEAD",
         is_idempotent: routing::is_idempotent(request.method),
     }))
+}
+
+/// Whether a load balancer should send requests here.
+fn health(worker: &Worker, table: &ThreadTable) -> Page {
+    if !table.live.is_loaded {
+        Page::not_ready()
+    } else if table.table().is_draining || worker.is_stopping() {
+        Page::draining()
+    } else {
+        Page::healthy()
+    }
 }
 
 /// The form that the client wants pages in.

@@ -46,30 +46,41 @@ async fn an_app_without_processes_says_how_to_start_it() {
 }
 
 #[tokio::test]
-async fn the_router_says_whether_it_knows_what_to_serve() {
+async fn the_router_says_whether_it_should_be_sent_requests() {
+    const PATH: &str = "/.well-known/flynn/health";
     let mut world = World::start(config()).await;
-    assert_eq!(
-        world.get("127.0.0.1", "/.well-known/flynn/router").await.status,
-        503
-    );
+    assert_eq!(world.get("127.0.0.1", PATH).await.status, 503);
     assert_eq!(world.get("shop.test", "/").await.status, 503);
-    world
-        .set(
-            vec![route("shop.test", "/", "s")],
-            vec![service("s", &[echo().await])],
-        )
-        .await;
-    assert_eq!(
-        world.get("127.0.0.1", "/.well-known/flynn/router").await.status,
-        200
-    );
-    // An app's own paths are its own.
+    let routes = vec![route("shop.test", "/", "s"), route("*", "/", "s")];
+    let services = vec![service("s", &[echo().await])];
+    world.set(routes.clone(), services.clone()).await;
+    // By whatever name, also where an app has all names.
+    for host in ["127.0.0.1", "shop.test", "other.test"] {
+        assert_eq!(world.get(host, PATH).await.status, 200, "{host}");
+    }
+    let other = world.get("shop.test", "/.well-known/flynn/other").await;
     assert!(
-        world
-            .get("shop.test", "/.well-known/flynn/router")
-            .await
-            .text()
-            .starts_with("GET /.well-known")
+        other.text().starts_with("GET /.well-known"),
+        "other paths are the app's"
+    );
+
+    world
+        .snapshot(routing::feed::Snapshot {
+            is_draining: true,
+            routes: routes.into_iter().map(routing::feed::Route::Http).collect(),
+            services,
+            ..Default::default()
+        })
+        .await;
+    let answer = world.get("127.0.0.1", PATH).await;
+    assert_eq!(
+        (answer.status, answer.text().starts_with("Draining")),
+        (503, true)
+    );
+    assert_eq!(
+        world.get("shop.test", "/").await.status,
+        200,
+        "it goes on serving"
     );
 }
 

@@ -68,6 +68,9 @@ pub struct Snapshot {
     /// Used for names that have no certificate of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_certificate: Option<String>,
+    /// The router's host is about to be switched off: who chooses between routers should take another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_draining: bool,
     #[serde(default)]
     pub routes: Vec<Route>,
     #[serde(default)]

@@ -10,6 +10,7 @@ pub struct Model {
     domain: String,
     sticky_key: String,
     default_certificate: Option<String>,
+    is_draining: bool,
     routes: BTreeMap<String, Route>,
     services: BTreeMap<String, Service>,
     certificates: BTreeMap<String, Certificate>,
@@ -62,6 +63,7 @@ impl Model {
             self.sticky_key = snapshot.sticky_key;
         }
         self.default_certificate = snapshot.default_certificate;
+        self.is_draining = snapshot.is_draining;
         self.routes = snapshot
             .routes
             .into_iter()
@@ -97,6 +99,7 @@ impl Model {
             domain: self.domain.clone(),
             sticky_key: self.sticky_key.clone(),
             default_certificate: self.default_certificate.clone(),
+            is_draining: self.is_draining,
             routes: self.routes.values().cloned().collect(),
             services: self.services.values().cloned().collect(),
             certificates: self.certificates.values().cloned().collect(),
@@ -108,6 +111,7 @@ impl Model {
             generation: self.generation,
             domain: &self.domain,
             default_certificate: self.default_certificate.as_deref(),
+            is_draining: self.is_draining,
             routes: &self.routes,
             services: &self.services,
             certificates: &self.certificates,

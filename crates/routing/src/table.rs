@@ -28,6 +28,8 @@ pub type ServiceIndex = usize;
 pub struct Table {
     pub generation: u64,
     pub domain: String,
+    /// The router's host is about to be switched off.
+    pub is_draining: bool,
     services: Vec<Service>,
     backends: Vec<Backend>,
     /// By listener port, 0 being the usual ones.
@@ -100,6 +102,7 @@ impl Table {
         let mut table = Table {
             generation: rows.generation,
             domain: rows.domain.to_string(),
+            is_draining: rows.is_draining,
             ..Table::default()
         };
         let mut service_index = BTreeMap::new();
@@ -313,6 +316,7 @@ pub struct Rows<'a> {
     pub generation: u64,
     pub domain: &'a str,
     pub default_certificate: Option<&'a str>,
+    pub is_draining: bool,
     pub routes: &'a BTreeMap<String, feed::Route>,
     pub services: &'a BTreeMap<String, feed::Service>,
     pub certificates: &'a BTreeMap<String, feed::Certificate>,

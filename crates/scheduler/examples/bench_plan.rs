@@ -53,6 +53,7 @@ fn cluster(hosts: usize, apps: usize, jobs: usize, now: Timestamp) -> Cluster {
             public_key: None,
             node: None,
             peer_addr: None,
+            public_addresses: vec![],
             version: String::new(),
             created_at: now,
             started_at: now,

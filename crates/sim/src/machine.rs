@@ -124,6 +124,7 @@ impl Machine {
             public_key: None,
             node: None,
             peer_addr: None,
+            public_addresses: vec![],
             version: String::new(),
             created_at: Timestamp::EPOCH,
             started_at: Timestamp::EPOCH,

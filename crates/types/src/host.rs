@@ -45,6 +45,9 @@ pub struct Host {
     /// `IP:PORT` of its port for other hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_addr: Option<String>,
+    /// By which the outside reaches its router, where that is another address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub public_addresses: Vec<IpAddr>,
     pub version: String,
     pub created_at: Timestamp,
     /// When the host's daemon last started: jobs that it does not know after that are lost.

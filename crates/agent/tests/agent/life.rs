@@ -68,6 +68,7 @@ impl Life {
                 dns: network.subnet.gateway(),
                 network,
                 public_key: None,
+                public_addresses: vec![],
                 cgroup_parent,
                 shim,
                 tags: BTreeMap::new(),

@@ -327,6 +327,7 @@ impl World {
             subnet: None,
             underlay: None,
             public_key: None,
+            public_addresses: vec![],
             version: "v1".into(),
             started_at: daemon::now(),
         };

@@ -195,6 +195,7 @@ fn report(started_at: types::Timestamp) -> HostReport {
         subnet: None,
         underlay: None,
         public_key: None,
+        public_addresses: vec![],
         version: api::VERSION.into(),
         started_at,
     }

@@ -104,8 +104,11 @@ async fn controller(shutdown: Shutdown) -> Endpoint {
                 state.services.values().map(view).collect()
             };
             let domains = vec!["flynn.example.com".into(), "flynn.localhost".into()];
-            let message =
-                Ok::<_, std::convert::Infallible>(sse::message(&ServicesView { domains, services }));
+            let message = Ok::<_, std::convert::Infallible>(sse::message(&ServicesView {
+                domains,
+                services,
+                ingress: vec![],
+            }));
             Some((message, (kept, changed)))
         });
         let content_type = [(header::CONTENT_TYPE, sse::CONTENT_TYPE)];

@@ -31,7 +31,7 @@ pub fn operations() -> Vec<Operation> {
     let operations = vec![
         put("/internal/hosts/{host}", "A host says that it is there").takes::<HostReport>(json!({
             "addr": "10.0.0.1:1113", "tags": {}, "memory_bytes": 8_i64 << 30, "cpu_milli": 4000,
-            "gateway": "100.100.0.1", "version": "v0.1.0", "started_at": example::TIME,
+            "gateway": "100.100.0.1", "public_addresses": ["192.0.2.1"], "version": "v0.1.0", "started_at": example::TIME,
         })),
         get("/internal/hosts/{host}/assignments", "What a host is to run")
             .streams::<Assignment>(json!({"kind": "stop", "job": example::JOB})),
@@ -135,6 +135,7 @@ pub fn operations() -> Vec<Operation> {
         get("/internal/services", "All services with their instances").streams::<ServicesView>(json!({
             "domains": ["flynn.localhost"],
             "services": [{"name": "shop-web", "instances": [example::instance()]}],
+            "ingress": [{"host": "host0", "addresses": ["192.0.2.1"]}],
         })),
         post(
             "/internal/hosts/{host}/volumes/{volume}",

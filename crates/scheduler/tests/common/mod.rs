@@ -109,6 +109,7 @@ pub fn host(name: &str) -> Host {
         subnet: None,
         underlay: None,
         public_key: None,
+        public_addresses: vec![],
         node: None,
         peer_addr: None,
         version: String::new(),

@@ -22,6 +22,7 @@ fn host(name: &str) -> Host {
         public_key: None,
         node: None,
         peer_addr: None,
+        public_addresses: vec![],
         version: String::new(),
         created_at: at(0),
         started_at: at(0),
