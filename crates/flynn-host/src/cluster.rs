@@ -203,7 +203,7 @@ pub async fn status(config: &Config, json: bool) -> Result<()> {
     Ok(())
 }
 
-async fn view(controller: &Controller) -> Result<ClusterView> {
+pub async fn view(controller: &Controller) -> Result<ClusterView> {
     controller.client().get("/internal/cluster").await.map_err(told)
 }
 
@@ -255,7 +255,8 @@ fn absence(row: &MemberView, now: Timestamp) -> Option<String> {
     }
 }
 
-fn report(cluster: &ClusterView, now: Timestamp) -> String {
+/// What `flynn-host status` prints.
+pub fn report(cluster: &ClusterView, now: Timestamp) -> String {
     let leader = cluster
         .members
         .iter()

@@ -8,6 +8,7 @@ mod backup;
 mod cluster;
 mod config;
 mod daemon_command;
+mod debug_info;
 mod df;
 mod drain;
 mod floating;
@@ -209,6 +210,31 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Collect what is needed to find out elsewhere what is wrong, in one file
+    ///
+    /// Versions, configuration, status of the cluster and of this host's jobs, the newest logs, and what the kernel
+    /// says. Keys, secret settings and environments are left out, and taken out of logs where they are known.
+    ///
+    /// Example:
+    ///   $ flynn-host collect-debug-info
+    #[command(verbatim_doc_comment)]
+    CollectDebugInfo {
+        /// Create a tarball, as is always done: nothing is uploaded
+        #[arg(long)]
+        tarball: bool,
+        /// Include sensitive environment variables
+        #[arg(long)]
+        include_env: bool,
+        /// Ask other hosts nothing
+        #[arg(long)]
+        this_host: bool,
+        /// Path to the log directory, where there is no systemd
+        #[arg(long, value_name = "DIR", default_value = "/var/log")]
+        log_dir: PathBuf,
+        /// Path to write the tarball to; in the directory for temporary files where it is left out
+        #[arg(long, value_name = "PATH")]
+        filename: Option<PathBuf>,
+    },
     /// Print the version
     Version,
     /// Bring back a cluster from a backup, on a machine where none is
@@ -386,6 +412,21 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 drain::drain(&config, &host, std::time::Duration::from_secs(timeout)).await
             }
             Command::Undrain { host } => drain::undrain(&config, &host).await,
+            Command::CollectDebugInfo {
+                tarball: _,
+                include_env,
+                this_host,
+                log_dir,
+                filename,
+            } => {
+                let wish = debug_info::Wish {
+                    include_env,
+                    this_host,
+                    log_dir,
+                    filename,
+                };
+                debug_info::run(&config, &cli.config, wish).await
+            }
             Command::Df { json } => df::run(&config, json),
             Command::CliAdd => operate::cli_add_command(&config),
             Command::Restore { file } => restore::run(&config, &file).await,
