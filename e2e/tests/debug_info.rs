@@ -68,7 +68,7 @@ fn debug_information_is_collected_without_secrets() -> Result<()> {
     for entry in std::fs::read_dir(cluster.dir.path().join("state/secrets"))? {
         let path = entry?.path();
         let text = std::fs::read_to_string(&path)?;
-        let is_public = !path.extension().is_some_and(|extension| extension == "key");
+        let is_public = path.extension().is_none_or(|extension| extension != "key");
         for line in text
             .lines()
             .filter(|line| line.len() >= 8 && !line.starts_with("-----"))
