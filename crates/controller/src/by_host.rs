@@ -13,12 +13,14 @@ use api::host::NetworkHost;
 use state::State;
 use types::{AppId, HostId, Job, JobState};
 
+use crate::ways::Ways;
+
 #[derive(Debug, Default)]
 pub struct ByHost {
     jobs: HashMap<HostId, Vec<Arc<Job>>>,
     addresses: HashMap<AppId, Vec<(IpAddr, HostId)>>,
     hosts: Arc<BTreeMap<HostId, NetworkHost>>,
-    links: BTreeSet<(AppId, AppId)>,
+    ways: Arc<Ways>,
     /// From each app that is linked to: the apps that may connect to it.
     linked_from: HashMap<AppId, Vec<AppId>>,
 }
@@ -35,11 +37,9 @@ impl ByHost {
             }
             sorted.jobs.entry(host.clone()).or_default().push(job.clone());
         }
-        for app in state.apps.values() {
-            for to in app.links() {
-                sorted.links.insert((app.id, to));
-                sorted.linked_from.entry(to).or_default().push(app.id);
-            }
+        sorted.ways = Ways::new(state, before.map(|before| &before.ways));
+        for (from, to) in sorted.ways.all() {
+            sorted.linked_from.entry(*to).or_default().push(*from);
         }
         // Hosts that are silent stay: that they cannot be heard does not say that they cannot be reached.
         let hosts = state.hosts.values().filter_map(|host| {
@@ -87,7 +87,7 @@ impl ByHost {
 
     /// (from, to): jobs of the one app may connect to those of the other.
     pub fn links(&self) -> &BTreeSet<(AppId, AppId)> {
-        &self.links
+        self.ways.all()
     }
 }
 

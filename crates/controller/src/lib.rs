@@ -37,6 +37,7 @@ pub mod planner;
 mod preview;
 mod providers;
 mod routers;
+mod ways;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -7,10 +7,12 @@
 //!
 //! No clock: whoever asks brings the time. No I/O: see `discoverd`.
 
+mod mentioned;
 mod names;
 mod registry;
 mod zone;
 
+pub use mentioned::services_in;
 pub use names::{Answer, Question, QuestionKind, answer, reads_as};
 pub use registry::{Change, LEASE, Owner, Refused, Registry, Service, changes};
 pub use zone::{Zone, ZoneAnswer, ZoneKind, zone_answer};

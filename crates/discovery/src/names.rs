@@ -146,7 +146,7 @@ fn whom(before: &str) -> Option<Whom<'_>> {
     }
 }
 
-fn service_of(before: &str) -> &str {
+pub(crate) fn service_of(before: &str) -> &str {
     match whom(before) {
         Some(Whom::All(service) | Whom::Leader(service) | Whom::One { service, .. }) => service,
         None => "",

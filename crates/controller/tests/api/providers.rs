@@ -415,3 +415,49 @@ async fn a_service_of_the_cluster_is_found_by_discovery() {
     assert_eq!(nobody.status, 503);
     assert!(text(&nobody.json()["message"]).contains("has no instance"));
 }
+
+#[tokio::test]
+async fn a_resource_lets_its_app_connect_to_the_service_that_it_names() {
+    use api::host::{Assignment, NetworkChange};
+    use futures::StreamExt;
+
+    let world = World::start().await;
+    world.host(|_| false);
+    let provider = Provider::default();
+    with_provider(&world, &provider).await;
+    world.running_app("db").await;
+    world.running_app("shop").await;
+    let ids = ["shop", "db"].map(async |app| world.get(&format!("/apps/{app}")).await.json()["id"].clone());
+    let [shop, db] = futures::future::join_all(ids).await.try_into().unwrap();
+    let mut assignments = world
+        .internal()
+        .assignments(&"host0".parse().unwrap())
+        .await
+        .unwrap();
+    let mut told = async || loop {
+        let next = tokio::time::timeout(crate::world::PATIENCE, assignments.next()).await;
+        match next.expect("waited in vain for a way").unwrap().unwrap() {
+            Assignment::Network {
+                change: NetworkChange::Link { from, to },
+            } => {
+                break json!(["open", from, to]);
+            }
+            Assignment::Network {
+                change: NetworkChange::Unlink { from, to },
+            } => {
+                break json!(["closed", from, to]);
+            }
+            _ => {}
+        }
+    };
+    let path = format!("/providers/pg/resources/{}", new_id());
+    let resource = json!({
+        "external_id": "/databases/1", "apps": [shop], "env": { "DATABASE_URL": "pg://u:p@leader.db-web.discoverd:8080/d" },
+    });
+    let made = world.put(&path, resource).await;
+    assert_eq!(made.status, 200, "{}", made.text());
+    assert_eq!(told().await, json!(["open", shop, db]));
+    let deleted = world.delete(&path).await;
+    assert_eq!(deleted.status, 200, "{}", deleted.text());
+    assert_eq!(told().await, json!(["closed", shop, db]));
+}
