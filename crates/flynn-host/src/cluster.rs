@@ -354,7 +354,7 @@ pub async fn recover(config: &Config) -> Result<()> {
 }
 
 /// The server's words, and its hint on a line of its own.
-fn told(error: ClientError) -> anyhow::Error {
+pub fn told(error: ClientError) -> anyhow::Error {
     match error {
         ClientError::Api(Error { message, hint, .. }) if !hint.is_empty() => {
             anyhow::anyhow!("{message}\nhint: {hint}")

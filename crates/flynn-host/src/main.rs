@@ -21,6 +21,7 @@ mod log_sink;
 mod operate;
 mod restore;
 mod router_command;
+mod settings;
 mod supervise;
 mod teardown;
 mod tunnel_command;
@@ -294,6 +295,15 @@ enum Command {
     },
     /// Let jobs be started on a host again
     Undrain { host: String },
+    /// Show or set how many hosts keep each layer, image and repository
+    ///
+    /// Where there are more copies to be made, hosts make them within seconds. Copies that are too many stay until
+    /// nothing needs them.
+    ///
+    /// Example:
+    ///   $ flynn-host copies 3
+    #[command(verbatim_doc_comment)]
+    Copies { number: Option<u32> },
     /// Try a whole cluster on this machine: hosts in namespaces, power cuts, partitions
     Lab(lab::LabArgs),
     /// The first process of a lab's host
@@ -411,6 +421,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Drain { host, timeout } => {
                 drain::drain(&config, &host, std::time::Duration::from_secs(timeout)).await
             }
+            Command::Copies { number } => settings::copies(&config, number).await,
             Command::Undrain { host } => drain::undrain(&config, &host).await,
             Command::CollectDebugInfo {
                 tarball: _,

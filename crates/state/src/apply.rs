@@ -101,6 +101,7 @@ impl State {
                 after,
                 digest,
             } => self.put_content(at, name, app, after, digest),
+            Change::Settings { change } => self.change_settings(change),
             Change::PutBackup { backup } => self.put_backup(at, backup),
             Change::Restore { rows, host } => self.restore(rows, &host),
             Change::PutHost { host } => self.put_host(host),

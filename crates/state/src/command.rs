@@ -200,6 +200,11 @@ pub enum Change {
         digest: types::Digest,
     },
 
+    /// What an operator chooses for the whole cluster.
+    Settings {
+        change: crate::SettingsChange,
+    },
+
     /// How far a backup of the cluster has come.
     PutBackup {
         backup: types::ClusterBackup,

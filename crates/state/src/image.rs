@@ -40,6 +40,7 @@ struct Image {
     resources: Vec<Arc<Resource>>,
     domain_migrations: Vec<Arc<DomainMigration>>,
     named_artifacts: Vec<(ArtifactId, Timestamp)>,
+    settings: Arc<types::Settings>,
     last_backup: Option<Arc<types::ClusterBackup>>,
     members: Vec<Arc<types::Member>>,
     tokens: Vec<Arc<types::JoinToken>>,
@@ -73,6 +74,7 @@ impl State {
             resources: self.resources.values().cloned().collect(),
             domain_migrations: self.domain_migrations.values().cloned().collect(),
             named_artifacts: self.named_artifacts.iter().map(|(id, at)| (*id, *at)).collect(),
+            settings: self.settings.clone(),
             last_backup: self.last_backup.clone(),
             members: self.members.values().cloned().collect(),
             tokens: self.tokens.values().cloned().collect(),
@@ -143,6 +145,7 @@ impl State {
                 .map(|row| (row.id, row))
                 .collect(),
             named_artifacts: image.named_artifacts.into_iter().collect(),
+            settings: image.settings,
             last_backup: image.last_backup,
             members: image.members.into_iter().map(|row| (row.node, row)).collect(),
             tokens: image

@@ -28,6 +28,7 @@ mod resources;
 mod restore;
 mod routes;
 mod services;
+mod settings;
 mod sinks;
 mod volumes;
 mod voters;
@@ -45,6 +46,7 @@ pub use event::{DeletedApp, StateEvent, Subject};
 pub use image::ImageError;
 pub use members::MembershipChange;
 pub use restore::pieces;
+pub use settings::SettingsChange;
 pub use voters::{Voter, voters};
 
 /// Events kept for watchers that come back; older ones are gone.
@@ -90,6 +92,7 @@ pub struct State {
     pub domain_migrations: Table<DomainMigrationId, DomainMigration>,
     /// When an artifact that was there already was last asked for by its uri.
     pub named_artifacts: OrdMap<ArtifactId, Timestamp>,
+    pub settings: std::sync::Arc<types::Settings>,
     pub last_backup: Option<std::sync::Arc<types::ClusterBackup>>,
     pub members: Table<u64, types::Member>,
     /// By hash.

@@ -91,6 +91,9 @@ impl State {
         }
         self.events.extend(rows.events.iter().cloned());
         self.last_event = self.last_event.max(rows.last_event);
+        if *rows.settings != types::Settings::default() {
+            self.settings = rows.settings.clone();
+        }
         if rows.last_backup.is_some() {
             self.last_backup = rows.last_backup.clone();
         }

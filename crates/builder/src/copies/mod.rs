@@ -32,7 +32,7 @@ use api::{
 };
 use daemon::Forward;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
-use types::{AppId, Digest, Host, HostId, HostState};
+use types::{AppId, Digest, Host, HostId, HostState, Settings};
 
 use crate::{Builder, failure::Failure, pushes::Turn, refs::RefUpdate, repo::Repo, version::Version};
 
@@ -344,7 +344,11 @@ impl Builder {
             .collect();
         let ids: Vec<_> = up.iter().map(|(_, host)| host.id.clone()).collect();
         let name = content_name(app);
-        let chosen = keepers(&name, &ids);
+        let copies_wanted = self.controller.copies().await.unwrap_or(Settings::COPIES_DEFAULT);
+        if copies_wanted < 2 {
+            return;
+        }
+        let chosen = keepers(&name, &ids, copies_wanted);
         up.sort_by_key(|(_, host)| !chosen.contains(&&host.id));
         let Some(own) = own else { return };
         for (node, host) in up {
@@ -394,8 +398,9 @@ impl Builder {
         let hosts = self.controller.hosts().await?;
         let up = hosts.iter().filter(|host| host.state == HostState::Up);
         let up: Vec<_> = up.map(|host| host.id.clone()).collect();
+        let wanted = self.controller.copies().await?;
         for (app, digest) in &rows {
-            let is_chosen = keepers(&content_name(*app), &up).contains(&&copies.own);
+            let is_chosen = keepers(&content_name(*app), &up, wanted).contains(&&copies.own);
             if !is_chosen || (here.contains(app) && copies.has_seen(*app, digest)) {
                 continue;
             }

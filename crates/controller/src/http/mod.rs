@@ -24,6 +24,7 @@ mod log;
 mod providers;
 mod releases;
 mod routes;
+mod settings;
 mod sinks;
 mod status;
 mod volumes;
@@ -141,6 +142,10 @@ pub fn router(controller: Controller) -> Router {
         .route("/internal/apps", get(internal::apps))
         .route("/internal/contents", get(contents::list).put(contents::put))
         .route("/internal/cluster", get(cluster::show))
+        .route(
+            "/internal/cluster/copies",
+            get(settings::copies).put(settings::set_copies),
+        )
         .route("/internal/cluster/tokens", post(cluster::create_token))
         .route("/internal/cluster/members", post(cluster::join))
         .route(

@@ -8,4 +8,5 @@ mod domain;
 mod events;
 mod habits;
 mod providers;
+mod settings;
 mod world;

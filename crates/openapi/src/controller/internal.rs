@@ -1,5 +1,5 @@
 use api::{
-    contents::NewContent,
+    contents::{Copies, NewContent},
     discoverd::ServiceUpdate,
     host::{Assignment, HostReport, JobReport, RouterReport, ServicesView},
     logs::SseLogChunk,
@@ -56,6 +56,11 @@ pub fn operations() -> Vec<Operation> {
             "members": [{"member": member(), "is_voter": true, "is_follower": false}],
             "floating": [{"address": "192.0.2.7/24", "holder": "host0"}],
         })),
+        get("/internal/cluster/copies", "How many hosts keep each layer, image and repository")
+            .gives::<Copies>(json!({"copies": 2})),
+        put("/internal/cluster/copies", "Sets how many hosts keep each")
+            .takes::<Copies>(json!({"copies": 3}))
+            .gives::<Copies>(json!({"copies": 3})),
         post(
             "/internal/cluster/tokens",
             "Makes a token with which one host can join",

@@ -29,7 +29,7 @@ use api::{
 };
 use daemon::{Forward, Shutdown};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
-use types::{AppId, Digest, Host, HostId, HostState};
+use types::{AppId, Digest, Host, HostId, HostState, Settings};
 
 use self::index::Index;
 use crate::{
@@ -331,7 +331,11 @@ impl Registry {
             .collect();
         let ids: Vec<_> = up.iter().map(|(_, host)| host.id.clone()).collect();
         let name = content_name(key);
-        let chosen = keepers(&name, &ids);
+        let copies_wanted = self.controller.copies().await.unwrap_or(Settings::COPIES_DEFAULT);
+        if copies_wanted < 2 {
+            return;
+        }
+        let chosen = keepers(&name, &ids, copies_wanted);
         up.sort_by_key(|(_, host)| !chosen.contains(&&host.id));
         for (node, host) in up {
             let asked = http::have_copied(copies, *node, key, own, digest);
@@ -422,13 +426,14 @@ impl Registry {
         let hosts = self.controller.hosts().await?;
         let up = hosts.iter().filter(|host| host.state == HostState::Up);
         let up: Vec<_> = up.map(|host| host.id.clone()).collect();
+        let wanted = self.controller.copies().await?;
         let mut recorded = BTreeMap::new();
         for row in &rows {
             let Some(repository) = self.repository_of(row) else {
                 continue;
             };
             recorded.insert(repository.key().to_owned(), ());
-            let is_chosen = keepers(&row.name, &up).contains(&&copies.own);
+            let is_chosen = keepers(&row.name, &up, wanted).contains(&&copies.own);
             if (!is_chosen && !repository.exists()) || copies.is_complete(repository.key(), &row.digest) {
                 continue;
             }
