@@ -103,6 +103,8 @@ pub struct Network {
     /// UDP, of the encrypted tunnel.
     pub tunnel_port: u16,
     pub encryption: overlay::Encryption,
+    /// `auto`, `off`, or what the IPv6 addresses of jobs begin with: 96 bits, the same on all hosts.
+    pub ipv6: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -167,6 +169,7 @@ impl Default for Network {
             vxlan_port: 4789,
             tunnel_port: 51820,
             encryption: overlay::Encryption::Auto,
+            ipv6: "auto".into(),
         }
     }
 }
@@ -323,6 +326,26 @@ impl Config {
         }
     }
 
+    /// What the IPv6 addresses of jobs begin with. `auto`: made from the certificate of the cluster's authority, which
+    /// every host has and which stays, so that nobody has to be told. None before there is one.
+    fn ipv6(&self) -> Result<Option<overlay::Prefix6>> {
+        match self.network.ipv6.as_str() {
+            "off" => Ok(None),
+            "auto" => {
+                let path = self.state().secrets().join("ca.pem");
+                let authority = daemon::files::read_if_exists(&path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                Ok(authority.map(|text| prefix_of(&text)))
+            }
+            prefix => match prefix.parse() {
+                Ok(prefix) => Ok(Some(prefix)),
+                Err(error) => {
+                    bail!("network.ipv6: {error}\nhint: `auto` makes one for the cluster, `off` does without")
+                }
+            },
+        }
+    }
+
     /// What jobs may reach of this host beside names: the router, on whatever address it has.
     pub fn overlay(&self) -> Result<overlay::Config> {
         let subnet: overlay::Subnet = self
@@ -343,11 +366,13 @@ impl Config {
         config.dns_port = self.dns_port;
         config.discoverd_port = Some(self.discoverd_port);
         for blocked in &self.network.blocked {
-            let parsed = blocked
-                .parse()
-                .map_err(|error| anyhow::anyhow!("network.blocked {blocked:?}: {error}"))?;
-            config.blocked.push(parsed);
+            let failed = |error| anyhow::anyhow!("network.blocked {blocked:?}: {error}");
+            match blocked.contains(':') {
+                true => config.blocked6.push(blocked.parse().map_err(failed)?),
+                false => config.blocked.push(blocked.parse().map_err(failed)?),
+            }
         }
+        config.ipv6 = self.ipv6()?;
         if let Some(address) = self.underlay() {
             let cluster = self.network.cluster.parse();
             let cluster = cluster.map_err(|error| anyhow::anyhow!("network.cluster: {error}"))?;
@@ -362,6 +387,13 @@ impl Config {
         config.validate()?;
         Ok(config)
     }
+}
+
+fn prefix_of(authority: &str) -> overlay::Prefix6 {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(format!("flynn addresses of jobs {}", authority.trim()));
+    let [a, b, c, d, e, ..]: [u8; 32] = digest.into();
+    overlay::Prefix6::unique_local([a, b, c, d, e])
 }
 
 #[cfg(test)]
@@ -410,6 +442,14 @@ mod tests {
         check("domain = \"Not A Domain\"", "lower-case domain name");
         check("host = \"a-b\"", "a host id has");
         check("http = []\nhttps = []", "nothing to listen on");
+        check("[network]\nipv6 = \"off\"", "flynn.localhost");
+        check("[network]\nipv6 = \"fd12:3456:789a::/96\"", "flynn.localhost");
+        check("[network]\nipv6 = \"2001:db8::/96\"", "hint: `auto` makes one");
+        check(
+            "[network]\nblocked = [\"2001:db8::/32\", \"10.0.0.0/8\"]",
+            "flynn.localhost",
+        );
+        check("[network]\nblocked = [\"2001:db8::/200\"]", "network.blocked");
         check("[network]\nsubnet = \"10.0.0.0/33\"", "network.subnet");
         check("floating = [\"192.0.2.7/24\"]", "flynn.localhost");
         check("floating = [\"192.0.2.7/24@eth1\"]", "flynn.localhost");
@@ -426,5 +466,25 @@ mod tests {
             "[network]\nsubnet = \"10.0.0.0/22\"\nunderlay = \"192.0.2.1\"",
             "not of the cluster's network 100.100.0.0/16",
         );
+    }
+
+    #[test]
+    fn hosts_of_one_authority_have_one_prefix_of_ipv6_and_others_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            state_dir: dir.path().to_owned(),
+            ..Config::default()
+        };
+        let prefix = || config.overlay().unwrap().ipv6;
+        assert_eq!(prefix(), None);
+        daemon::secrets::Secrets::open(&config.state().secrets(), "flynn.test").unwrap();
+        let first = prefix().unwrap();
+        // Another domain, and an editor that ends the file otherwise.
+        let ca = config.state().secrets().join("ca.pem");
+        let text = std::fs::read_to_string(&ca).unwrap();
+        std::fs::write(&ca, format!("{}\n\n", text.trim())).unwrap();
+        assert_eq!(prefix(), Some(first));
+        std::fs::write(&ca, "another").unwrap();
+        assert_ne!(prefix(), Some(first));
     }
 }

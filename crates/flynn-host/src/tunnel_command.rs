@@ -22,15 +22,15 @@ pub async fn run(config_path: &Path) -> Result<()> {
     let Some(config) = encrypting(config_path, &shutdown).await else {
         return Ok(());
     };
-    let network = config.overlay()?;
-    while !tunnel::is_ready(&network) {
+    while !tunnel::is_ready(&config.overlay()?) {
         tokio::select! {
             _ = tokio::time::sleep(LOOK_INTERVAL) => {}
             _ = shutdown.cancelled() => return Ok(()),
         }
     }
     let settings = tunnel::Settings {
-        network,
+        // Read when the daemon is there: it makes what the addresses follow from.
+        network: config.overlay()?,
         key: key(&config.state())?,
         map: config.state().network_map(),
     };

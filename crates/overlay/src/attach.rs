@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use tokio::sync::oneshot;
 
 use crate::Error;
+use crate::map::Mac;
 use crate::netlink::{self, Netlink};
 use crate::plan::Attachment;
 
@@ -92,7 +93,7 @@ pub(crate) fn attach(namespace: &Namespace, job: &Attachment) -> Result<Attached
     };
     let index = link.header.index;
     let configured =
-        configure(&mut host, &mut inside, index, job, attached).and_then(|()| allow_unprivileged());
+        configure(&mut host, &mut inside, &link, job, attached).and_then(|()| settle_namespace(job));
     if configured.is_err() && attached == Attached::New {
         // Half a link is of no use; the error that led here says more than one of this would.
         let _ = delete(&mut host, index);
@@ -107,7 +108,7 @@ fn create(host: &mut Netlink, namespace: &Namespace, job: &Attachment) -> Result
     let [created, up, link] = host
         .exchange([
             netlink::create_veth(job, namespace.file.as_fd()),
-            netlink::up_without_ipv6(&job.host_interface),
+            netlink::up_without_ipv6(&job.host_interface, job.mtu),
             netlink::get_link(&job.host_interface),
         ])
         .map_err(Error::kernel(doing()))?;
@@ -148,34 +149,64 @@ fn present(host: &mut Netlink, inside: &mut Netlink, job: &Attachment) -> io::Re
 fn configure(
     host: &mut Netlink,
     inside: &mut Netlink,
-    index: u32,
+    link: &LinkMessage,
     job: &Attachment,
     attached: Attached,
 ) -> io::Result<()> {
+    let index = link.header.index;
+    let inner_link = inside.link(job.job_interface)?.ok_or(Errno::ENODEV)?;
+    let inner = inner_link.header.index;
+    let mut outer_requests = Vec::new();
     if attached == Attached::Already {
-        all(host.exchange([
-            netlink::set_group(index, job.group),
-            netlink::set_mtu(index, job.mtu),
-        ])?)?;
+        outer_requests.push(netlink::set_group(index, job.group));
+        outer_requests.push(netlink::set_mtu(index, job.mtu));
     }
-    host.one(netlink::route_to_job(index, job.address, job.gateway))?;
-    let inner = inside.link(job.job_interface)?.ok_or(Errno::ENODEV)?.header.index;
-    let [to_gateway, default] = netlink::routes_of_job(inner, job.gateway);
-    all(inside.exchange([
+    outer_requests.push(netlink::route_to_job(
+        index,
+        job.address.into(),
+        job.gateway.into(),
+    ));
+    let mut inner_requests = vec![
         netlink::up(netlink::LOOPBACK_INDEX),
         netlink::set_mtu(inner, job.mtu),
-        netlink::up(inner),
-        netlink::add_address(inner, job.address),
-        to_gateway,
-        default,
-    ])?)
+    ];
+    inner_requests.extend(job.ipv6.map(|_| netlink::without_ipv6(inner)));
+    inner_requests.push(netlink::up(inner));
+    inner_requests.push(netlink::add_address(inner, job.address.into()));
+    inner_requests.extend(netlink::routes_of_job(inner, job.gateway.into()));
+    if let Some(ipv6) = &job.ipv6 {
+        let (inner_mac, outer_mac) = (mac_of(&inner_link)?, mac_of(link)?);
+        outer_requests.push(netlink::put_neighbour(index, ipv6.address.into(), inner_mac));
+        outer_requests.push(netlink::route_to_job(
+            index,
+            ipv6.address.into(),
+            ipv6.gateway.into(),
+        ));
+        inner_requests.push(netlink::add_address(inner, ipv6.address.into()));
+        inner_requests.push(netlink::put_neighbour(inner, ipv6.gateway.into(), outer_mac));
+        inner_requests.extend(netlink::routes_of_job(inner, ipv6.gateway.into()));
+    }
+    all(host.exchange_all(outer_requests)?)?;
+    all(inside.exchange_all(inner_requests)?)
+}
+
+fn mac_of(link: &LinkMessage) -> io::Result<Mac> {
+    let mac = netlink::hardware_address(link).and_then(|mac| mac.try_into().ok());
+    mac.ok_or_else(|| Errno::EADDRNOTAVAIL.into())
 }
 
 /// Lets a job without capabilities listen on port 80 and use `ping`, as Docker does: the namespace is its own, so neither
 /// takes anything from others. `/proc/sys/net` shows the namespace of the thread that looks.
-fn allow_unprivileged() -> io::Result<()> {
+///
+/// Its addresses and routes are those that it was given: no router is believed.
+fn settle_namespace(job: &Attachment) -> io::Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
-    fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+    fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
+    if job.ipv6.is_some() {
+        let interface = job.job_interface;
+        fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), "0")?;
+    }
+    Ok(())
 }
 
 /// Gone already is as good as deleted.
@@ -186,7 +217,7 @@ pub(crate) fn delete(host: &mut Netlink, index: u32) -> io::Result<()> {
     }
 }
 
-fn all<const N: usize>(answers: [netlink::Answer; N]) -> io::Result<()> {
+fn all(answers: Vec<netlink::Answer>) -> io::Result<()> {
     answers.into_iter().try_for_each(|answer| answer.map(drop))
 }
 

@@ -2,11 +2,11 @@
 //!
 //! Nothing here has a global name: several clusters live side by side when their prefix, table and subnet differ.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Subnet};
+use crate::{Error, Prefix6, Subnet, Subnet6};
 
 /// Linux's limit for the name of an interface (IFNAMSIZ less the final zero).
 const INTERFACE_NAME_LENGTH_MAX: usize = 15;
@@ -42,6 +42,12 @@ pub struct Config {
     /// machine's own credentials there.
     #[serde(default)]
     pub blocked: Vec<Subnet>,
+    /// The same of IPv6; where clouds serve those by it is always among them.
+    #[serde(default)]
+    pub blocked6: Vec<Subnet6>,
+    /// What the IPv6 addresses of jobs begin with, the same on all hosts; without it jobs have none.
+    #[serde(default)]
+    pub ipv6: Option<Prefix6>,
     /// How many connections a job may have opened at a time, UDP exchanges of the last 30 s among them. The kernel's
     /// table of connections is one for the whole machine; without a limit one job could fill it for all.
     #[serde(default = "connections_per_job_max_default")]
@@ -170,6 +176,8 @@ impl Config {
             discoverd_port: None,
             host_ports: Vec::new(),
             blocked: Vec::new(),
+            blocked6: Vec::new(),
+            ipv6: None,
             connections_per_job_max: connections_per_job_max_default(),
             underlay: None,
         }
@@ -241,6 +249,11 @@ impl Config {
             return invalid("port 0 cannot be opened".into());
         }
         Ok(())
+    }
+
+    /// The gateway's other address.
+    pub fn gateway6(&self) -> Option<Ipv6Addr> {
+        self.ipv6.map(|prefix| prefix.address(self.subnet.gateway()))
     }
 
     /// The host's end of the link of the job in `slot`.

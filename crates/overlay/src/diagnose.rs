@@ -27,9 +27,17 @@ impl fmt::Display for Finding {
 pub(crate) async fn diagnose(config: &Config) -> Result<Vec<Finding>, Error> {
     let chains = nft::chains().await?;
     let mut findings = judge_chains(config, &chains);
-    findings.extend(judge_ip_forward(
-        &fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap_or_default(),
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    findings.extend(judge_forwarding(
+        "net.ipv4.ip_forward",
+        &read("/proc/sys/net/ipv4/ip_forward"),
     ));
+    if config.ipv6.is_some() {
+        findings.extend(judge_forwarding(
+            "net.ipv6.conf.all.forwarding",
+            &read("/proc/sys/net/ipv6/conf/all/forwarding"),
+        ));
+    }
     // Names the tables of the old interface; the file is absent where that was never loaded.
     findings.extend(judge_legacy(
         config,
@@ -51,8 +59,12 @@ fn judge_chains(config: &Config, chains: &[Chain]) -> Vec<Finding> {
     }
     for chain in chains {
         let is_foreign = !(chain.family == "inet" && chain.table == config.table);
-        let is_ipv4 = matches!(chain.family.as_str(), "ip" | "inet");
-        if !is_foreign || !is_ipv4 || chain.policy.as_deref() != Some("drop") {
+        let concerns_jobs = match chain.family.as_str() {
+            "ip" | "inet" => true,
+            "ip6" => config.ipv6.is_some(),
+            _ => false,
+        };
+        if !is_foreign || !concerns_jobs || chain.policy.as_deref() != Some("drop") {
             continue;
         }
         let place = format!("chain {} of table {} {}", chain.name, chain.family, chain.table);
@@ -74,9 +86,9 @@ fn judge_chains(config: &Config, chains: &[Chain]) -> Vec<Finding> {
     findings
 }
 
-fn judge_ip_forward(text: &str) -> Option<Finding> {
+fn judge_forwarding(setting: &str, text: &str) -> Option<Finding> {
     (text.trim() == "0").then(|| Finding {
-        problem: "net.ipv4.ip_forward is 0: jobs reach neither each other nor the outside".into(),
+        problem: format!("{setting} is 0: jobs reach neither each other nor the outside by it"),
         hint: "something turned it off after the daemon's start; set it to 1 or restart the daemon".into(),
     })
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::map::{self, Map};
 use crate::plan::{self, AppLink};
@@ -15,6 +15,8 @@ pub struct Elements {
     pub links: BTreeSet<AppLink>,
     /// Address of a job on another host, and the group of ours that it may reach.
     pub admitted: BTreeSet<(Ipv4Addr, u32)>,
+    /// The same by the other address of each, where jobs have one.
+    pub admitted6: BTreeSet<(Ipv6Addr, u32)>,
     pub peers: BTreeSet<PeerElement>,
 }
 
@@ -22,6 +24,7 @@ pub struct Elements {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PeerElement {
     pub gateway: Ipv4Addr,
+    pub gateway6: Option<Ipv6Addr>,
     pub underlay: IpAddr,
     /// First and last address of its subnet: what may be in a packet that it sends.
     pub first: Ipv4Addr,
@@ -33,16 +36,23 @@ pub fn elements(config: &Config, leases: &Leases, map: &Map) -> Elements {
         .admitted
         .iter()
         .filter_map(|(app, address)| Some((*address, leases.group(app)?)));
+    let admitted: BTreeSet<(Ipv4Addr, u32)> = admitted.collect();
+    let admitted6 = config.ipv6.map(|prefix| {
+        let other = |(address, group): &(Ipv4Addr, u32)| (prefix.address(*address), *group);
+        admitted.iter().map(other).collect()
+    });
     let (peers, _) = map::reachable(config, map);
     let peers = peers.into_iter().map(|peer| PeerElement {
         gateway: peer.subnet.gateway(),
+        gateway6: config.ipv6.map(|prefix| prefix.address(peer.subnet.gateway())),
         underlay: peer.underlay,
         first: peer.subnet.base(),
         last: peer.subnet.last(),
     });
     Elements {
         links: plan::links(leases, &map.links),
-        admitted: admitted.collect(),
+        admitted,
+        admitted6: admitted6.unwrap_or_default(),
         peers: peers.collect(),
     }
 }
@@ -53,7 +63,7 @@ type Texts = BTreeMap<&'static str, BTreeSet<String>>;
 impl Elements {
     /// For each of [`SETS`] what its declaration says of its elements: a line, or nothing where there are none.
     pub(crate) fn declared(&self) -> [String; SETS.len()] {
-        let texts = texts(self.links.iter(), self.admitted.iter(), self.peers.iter());
+        let texts = differing(self, &Elements::default());
         SETS.map(|set| match texts.get(set) {
             Some(elements) => format!("\n    elements = {{ {} }}", join(elements)),
             None => String::new(),
@@ -61,10 +71,12 @@ impl Elements {
     }
 }
 
-pub(crate) const SETS: [&str; 7] = [
+pub(crate) const SETS: [&str; 9] = [
     "links",
     "admitted",
+    "admitted6",
     "gateways",
+    "gateways6",
     "underlays",
     "underlays6",
     "sources",
@@ -109,35 +121,29 @@ pub(crate) fn change(config: &Config, current: Option<&Elements>, wanted: &Eleme
 
 /// What `one` has and `other` has not.
 fn differing(one: &Elements, other: &Elements) -> Texts {
-    texts(
-        one.links.difference(&other.links),
-        one.admitted.difference(&other.admitted),
-        one.peers.difference(&other.peers),
-    )
-}
-
-fn texts<'a>(
-    links: impl Iterator<Item = &'a AppLink>,
-    admitted: impl Iterator<Item = &'a (Ipv4Addr, u32)>,
-    peers: impl Iterator<Item = &'a PeerElement>,
-) -> Texts {
     let mut texts = Texts::new();
     let mut put = |set, element: String| {
         texts.entry(set).or_default().insert(element);
     };
-    for link in links {
+    for link in one.links.difference(&other.links) {
         put("links", format!("{} . {}", link.from_group, link.to_group));
     }
-    for (address, group) in admitted {
+    for (address, group) in one.admitted.difference(&other.admitted) {
         put("admitted", format!("{address} . {group}"));
     }
-    for peer in peers {
+    for (address, group) in one.admitted6.difference(&other.admitted6) {
+        put("admitted6", format!("{address} . {group}"));
+    }
+    for peer in one.peers.difference(&other.peers) {
         let (underlays, sources) = match peer.underlay {
             IpAddr::V4(_) => ("underlays", "sources"),
             IpAddr::V6(_) => ("underlays6", "sources6"),
         };
         let (first, last) = (u32::from(peer.first), u32::from(peer.last));
         put("gateways", peer.gateway.to_string());
+        if let Some(gateway) = peer.gateway6 {
+            put("gateways6", gateway.to_string());
+        }
         put(underlays, peer.underlay.to_string());
         put(sources, format!("{} . {first}-{last}", peer.underlay));
     }
@@ -161,6 +167,7 @@ mod tests {
             let subnet: crate::Subnet = subnet.parse().unwrap();
             PeerElement {
                 gateway: subnet.gateway(),
+                gateway6: None,
                 underlay: underlay.parse().unwrap(),
                 first: subnet.base(),
                 last: subnet.last(),
@@ -172,6 +179,7 @@ mod tests {
                 .iter()
                 .map(|(address, group)| (address.parse().unwrap(), *group))
                 .collect(),
+            admitted6: BTreeSet::new(),
             peers: peers.iter().map(peer).collect(),
         }
     }
@@ -245,5 +253,42 @@ mod tests {
         };
         let elements = elements(&config, &leases, &map);
         assert_eq!(elements.admitted, [(far, here.group)].into());
+    }
+
+    #[test]
+    fn with_ipv6_each_address_is_there_twice() {
+        let config = Config {
+            ipv6: Some("fd12:3456:789a::/96".parse().unwrap()),
+            underlay: Some(crate::Underlay {
+                encryption: crate::Encryption::Off,
+                ..crate::Underlay::new("10.0.0.1".parse().unwrap(), "100.100.0.0/16".parse().unwrap())
+            }),
+            ..Config::new("fl0", "t", "100.100.0.0/22".parse().unwrap())
+        };
+        let mut leases = Leases::new(config.subnet, []).unwrap();
+        let group = leases.allocate("here").unwrap().group;
+        let peer = map::Peer {
+            subnet: "100.100.4.0/22".parse().unwrap(),
+            underlay: "10.0.0.2".parse().unwrap(),
+            public_key: None,
+        };
+        let map = Map {
+            hosts: [("b".into(), peer)].into(),
+            admitted: [("here".into(), "100.100.4.2".parse().unwrap())].into(),
+            ..Map::default()
+        };
+        let wanted = elements(&config, &leases, &map);
+        let script = change(&config, Some(&Elements::default()), &wanted);
+        let script = script.replace(&group.to_string(), "GROUP");
+        assert_eq!(
+            script,
+            "add element inet t links { GROUP . GROUP }\n\
+             add element inet t admitted { 100.100.4.2 . GROUP }\n\
+             add element inet t admitted6 { fd12:3456:789a::6464:402 . GROUP }\n\
+             add element inet t gateways { 100.100.4.1 }\n\
+             add element inet t gateways6 { fd12:3456:789a::6464:401 }\n\
+             add element inet t underlays { 10.0.0.2 }\n\
+             add element inet t sources { 10.0.0.2 . 1684276224-1684277247 }\n"
+        );
     }
 }

@@ -18,6 +18,9 @@
 //! There is no bridge: every job hangs on a point-to-point link of its own, so every packet between
 //! two jobs is routed and passes the `forward` hook of the one nftables table made here.
 //!
+//! Each job has an IPv6 address as well, made from its IPv4 one ([`Prefix6`]); the same rules hold for it. Nothing is
+//! asked or answered on a link (neighbours are static at both ends), and link-local addresses are no way anywhere.
+//!
 //! What a reader would get wrong:
 //! * **No rule and no set element belongs to a job.** A job's app is the *interface group* of its veth,
 //!   given in the same netlink message that makes the veth, and its right to a source address is its
@@ -27,8 +30,8 @@
 //!   unasked.
 //! * `accept` in our table is not the last word: another table's base chain may still drop. [`Network::diagnose`]
 //!   says so; foreign tables are never touched.
-//! * The value that `ip_forward` had before is kept *in the kernel*, as the name of an empty chain, because it
-//!   must live exactly as long as the setting itself: a file would survive a reboot, which resets the setting.
+//! * The values that forwarding had before are kept *in the kernel*, as the names of empty chains, because they
+//!   must live exactly as long as the settings themselves: a file would survive a reboot, which resets the settings.
 //!
 //! [`plan`] is pure: configuration and leases in, interfaces, routes and ruleset out. [`Network`] carries it out.
 //! Names are not resolved here and health is not checked here.
@@ -39,6 +42,7 @@ mod diagnose;
 pub mod elements;
 mod error;
 pub mod floating;
+mod forwarding;
 mod lease;
 pub mod map;
 mod netlink;
@@ -48,13 +52,17 @@ mod peers;
 pub mod plan;
 mod ruleset;
 mod subnet;
+mod subnet6;
+mod survey;
 pub mod tunnel;
 
 pub use attach::Attached;
 pub use config::{Config, Encryption, HostPort, Protocol, Underlay};
 pub use diagnose::Finding;
 pub use error::Error;
+pub use forwarding::Former;
 pub use lease::{Lease, Leases};
 pub use map::{Map, Peer};
 pub use network::Network;
 pub use subnet::Subnet;
+pub use subnet6::{Destination, Prefix6, Subnet6};

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Subnet, Underlay};
+use crate::{Config, Destination, Subnet, Underlay};
 
 /// All that a host has to know of the others. The whole of it each time; what differs is found out by comparing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,9 +43,10 @@ pub type Mac = [u8; 6];
 /// How the peers are reached: entries of the kernel's tables, none of which it may learn or forget by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ways {
-    pub routes: BTreeSet<Subnet>,
-    /// Of VXLAN only: the peers' gateways, by which the routes lead, and what their ends of the network are called.
-    pub neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// Where to, and by which gateway: with VXLAN the peer's own, a tunnel needs none.
+    pub routes: BTreeMap<Destination, Option<IpAddr>>,
+    /// Of VXLAN only: the peers' gateways, and what their ends of the network are called.
+    pub neighbours: BTreeMap<IpAddr, Mac>,
     /// Under which address of the underlay each end is.
     pub forwarding: BTreeMap<Mac, IpAddr>,
 }
@@ -102,15 +103,23 @@ pub fn reachable<'a>(config: &Config, map: &'a Map) -> (Vec<&'a Peer>, Vec<Strin
 
 pub fn ways(config: &Config, map: &Map) -> Ways {
     let mut ways = Ways::default();
+    // A tunnel finds the peer by the packet's destination.
+    let is_encrypted = config.underlay.as_ref().is_some_and(Underlay::is_encrypted);
     for peer in reachable(config, map).0 {
         let mac = mac(peer.subnet);
-        ways.routes.insert(peer.subnet);
-        // A tunnel finds the peer by the packet's destination.
-        if config.underlay.as_ref().is_some_and(Underlay::is_encrypted) {
-            continue;
+        let mut lead = |destination: Destination, gateway: IpAddr| {
+            let gateway = (!is_encrypted).then_some(gateway);
+            ways.routes.insert(destination, gateway);
+            ways.neighbours.extend(gateway.map(|gateway| (gateway, mac)));
+        };
+        let gateway = peer.subnet.gateway();
+        lead(peer.subnet.into(), gateway.into());
+        if let Some(prefix) = config.ipv6 {
+            lead(prefix.subnet(peer.subnet).into(), prefix.address(gateway).into());
         }
-        ways.neighbours.insert(peer.subnet.gateway(), mac);
-        ways.forwarding.insert(mac, peer.underlay);
+        if !is_encrypted {
+            ways.forwarding.insert(mac, peer.underlay);
+        }
     }
     ways
 }
@@ -148,18 +157,19 @@ mod tests {
     }
 
     fn check(text: &str, expected: &str) {
-        let ways = ways(&config(), &map(text));
+        check_with(config(), text, expected);
+    }
+
+    fn check_with(config: Config, text: &str, expected: &str) {
+        let ways = ways(&config, &map(text));
         let mut lines = String::new();
-        for subnet in &ways.routes {
-            let mac = ways.neighbours[&subnet.gateway()];
+        for (destination, gateway) in &ways.routes {
+            let gateway = gateway.expect("without encryption there is one");
+            let mac = ways.neighbours[&gateway];
             let hex = mac.map(|byte| format!("{byte:02x}")).join(":");
-            lines += &format!(
-                "{subnet} by {} {hex} at {}\n",
-                subnet.gateway(),
-                ways.forwarding[&mac]
-            );
+            lines += &format!("{destination} by {gateway} {hex} at {}\n", ways.forwarding[&mac]);
         }
-        for problem in reachable(&config(), &map(text)).1 {
+        for problem in reachable(&config, &map(text)).1 {
             lines += &format!("{problem}\n");
         }
         assert_eq!(lines, expected);
@@ -171,6 +181,20 @@ mod tests {
             "b 100.100.4.0/22 10.0.0.2, c 100.100.8.0/22 10.0.0.3",
             "100.100.4.0/22 by 100.100.4.1 02:f1:64:64:04:00 at 10.0.0.2\n\
              100.100.8.0/22 by 100.100.8.1 02:f1:64:64:08:00 at 10.0.0.3\n",
+        );
+    }
+
+    #[test]
+    fn both_kinds_of_addresses_lead_to_the_same_end() {
+        let both = Config {
+            ipv6: Some("fd12:3456:789a::/96".parse().unwrap()),
+            ..config()
+        };
+        check_with(
+            both,
+            "b 100.100.4.0/22 10.0.0.2",
+            "100.100.4.0/22 by 100.100.4.1 02:f1:64:64:04:00 at 10.0.0.2\n\
+             fd12:3456:789a::6464:400/118 by fd12:3456:789a::6464:401 02:f1:64:64:04:00 at 10.0.0.2\n",
         );
     }
 
@@ -215,7 +239,11 @@ mod tests {
                 "host b cannot be reached: it does not encrypt what jobs send, and this host does",
             ),
         ] {
-            assert_eq!(ways(&config, &map).routes, [reached.parse().unwrap()].into());
+            let reached: Subnet = reached.parse().unwrap();
+            assert_eq!(
+                ways(&config, &map).routes.into_keys().collect::<Vec<_>>(),
+                [reached.into()]
+            );
             assert_eq!(reachable(&config, &map).1, [why_not]);
             assert_eq!(
                 ways(&config, &map).forwarding.is_empty(),

@@ -54,18 +54,24 @@ impl Netlink {
 
     /// Each request is carried out, in order, whether or not one before it failed. The outer error is the socket's.
     pub(crate) fn exchange<const N: usize>(&mut self, requests: [Request; N]) -> io::Result<[Answer; N]> {
-        let first = self.sequence;
+        let answers = self.exchange_all(requests.into())?;
+        Ok(answers.try_into().expect("each request has one answer"))
+    }
+
+    /// The same for as many as there happen to be.
+    pub(crate) fn exchange_all(&mut self, requests: Vec<Request>) -> io::Result<Vec<Answer>> {
+        let (first, count) = (self.sequence, requests.len());
         let mut bytes = Vec::with_capacity(1024);
         for request in requests {
             self.append(&mut bytes, request.message, request.flags | NLM_F_ACK);
         }
         self.send(&bytes)?;
-        let mut answers: [Answer; N] = std::array::from_fn(|_| Ok(Vec::new()));
-        let mut is_open = [true; N];
+        let mut answers: Vec<Answer> = (0..count).map(|_| Ok(Vec::new())).collect();
+        let mut is_open = vec![true; count];
         while is_open.contains(&true) {
             for message in self.receive()? {
                 let index = message.header.sequence_number.wrapping_sub(first) as usize;
-                if index >= N || !is_open[index] {
+                if index >= count || !is_open[index] {
                     continue;
                 }
                 match message.payload {
@@ -141,9 +147,9 @@ impl Netlink {
     }
 
     /// Of the main table.
-    pub(crate) fn routes(&mut self) -> io::Result<Vec<RouteMessage>> {
+    pub(crate) fn routes(&mut self, family: AddressFamily) -> io::Result<Vec<RouteMessage>> {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = family;
         let objects = self.dump(RouteNetlinkMessage::GetRoute(message))?;
         Ok(objects
             .into_iter()

@@ -4,13 +4,11 @@
 //! finishes what was begun.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
 
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::InfoKind;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use nix::errno::Errno;
 use tracing::{debug, info, warn};
 
@@ -19,34 +17,23 @@ use crate::elements::{self, Elements};
 use crate::map::{self, Map};
 use crate::netlink::{self, Netlink};
 use crate::plan::{self, Attachment, Plan};
-use crate::{Attached, Config, Error, Finding, Lease, Leases, Peer, Subnet, diagnose, nft, peers, ruleset};
+use crate::survey::{self, Mtu};
+use crate::{
+    Attached, Config, Destination, Error, Finding, Former, Lease, Leases, Peer, Prefix6, diagnose,
+    forwarding, nft, peers, ruleset,
+};
 
 /// Of the route that ends what is for no known host: so high that whatever else leads there counts before it.
 const CLUSTER_METRIC: u32 = 0x7f1a_0000;
-
-/// Of the calling thread's network namespace.
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-
-/// Where there is no default route to take it from: Ethernet's.
-const MTU_DEFAULT: u32 = 1500;
 
 /// This host's network of jobs. All methods take `&self` and may run at the same time.
 pub struct Network {
     config: Config,
     mtu: Mtu,
-    ip_forward_former: bool,
+    former: Former,
     wanted: Mutex<Wanted>,
     /// What the kernel has; held while it is changed, so that changes come one after another.
     kernel: tokio::sync::Mutex<Kernel>,
-}
-
-/// In bytes.
-#[derive(Clone, Copy)]
-struct Mtu {
-    /// Of the jobs' interfaces.
-    jobs: u32,
-    /// Of the interface to other hosts: what still fits the underlay when it is wrapped up.
-    peers: u32,
 }
 
 struct Wanted {
@@ -72,18 +59,20 @@ impl Network {
     ) -> Result<Network, Error> {
         config.validate()?;
         let leases = Leases::new(config.subnet, leases)?;
+        let config = on_own_thread(move || survey::possible(config)).await?;
         let chains = nft::chains().await?;
-        let former = match former_ip_forward(&chains, &config.table) {
-            Some(former) => former,
-            None => read_ip_forward()?,
-        };
+        let former = former(&chains, &config)?;
+        if config.ipv6.is_none() {
+            // As an earlier one of ours may have had it.
+            give_back_ipv6(&chains, &config.table)?;
+        }
         let plan = plan::plan(&config, &leases, &map, former);
         let mtu = carry_out(&config, &plan, &leases).await?;
         info!(subnet = %config.subnet, gateway = %plan.gateway, mtu = mtu.jobs, jobs = leases.iter().count(), "network is open");
         Ok(Network {
             config,
             mtu,
-            ip_forward_former: former,
+            former,
             kernel: tokio::sync::Mutex::new(Kernel {
                 elements: Some(plan.elements),
                 hosts: Some(map.hosts.clone()),
@@ -100,7 +89,8 @@ impl Network {
         let mut kernel = self.kernel.lock().await;
         let config = self.config.clone();
         let is_whole = ruleset::is_complete(&self.config, &nft::chains().await?)
-            && read_ip_forward()?
+            && forwarding::ipv4()?
+            && (self.config.ipv6.is_none() || forwarding::ipv6()?)
             && on_own_thread(move || {
                 are_interfaces_there(&config).map_err(Error::kernel("looking for the network's interfaces"))
             })
@@ -110,7 +100,7 @@ impl Network {
         }
         let (plan, leases, hosts) = {
             let wanted = self.wanted();
-            let plan = plan::plan(&self.config, &wanted.leases, &wanted.map, self.ip_forward_former);
+            let plan = plan::plan(&self.config, &wanted.leases, &wanted.map, self.former);
             (plan, wanted.leases.clone(), wanted.map.hosts.clone())
         };
         warn!(table = %self.config.table, "the network was damaged from outside and is made anew");
@@ -225,21 +215,11 @@ impl Network {
     pub async fn teardown(config: &Config) -> Result<(), Error> {
         config.validate()?;
         let chains = nft::chains().await?;
-        let own = chains
-            .iter()
-            .filter(|chain| chain.family == "inet" && chain.table == config.table);
-        let former = own
-            .filter_map(|chain| ruleset::former_ip_forward(&chain.name))
-            .next();
-        let is_shared = chains
-            .iter()
-            .any(|chain| chain.table != config.table && ruleset::former_ip_forward(&chain.name).is_some());
-        // Forwarding ends before the rules do. Another cluster that still needs it remembers the same former value.
-        if let Some(former) = former
-            && !is_shared
-        {
-            write_ip_forward(former)?;
+        // Forwarding ends before the rules do.
+        if let Some(former) = to_give_back(&chains, &config.table, ruleset::former_ipv4) {
+            forwarding::set_ipv4(former)?;
         }
+        give_back_ipv6(&chains, &config.table)?;
         let owned = config.clone();
         on_own_thread(move || remove_from_host(&owned)).await?;
         let table = &config.table;
@@ -300,7 +280,10 @@ async fn carry_out(config: &Config, plan: &Plan, leases: &Leases) -> Result<Mtu,
     };
     // Rules first, forwarding after: no moment in which the host forwards without them.
     nft::run("making the table", &plan.ruleset).await?;
-    write_ip_forward(true)?;
+    forwarding::set_ipv4(true)?;
+    if plan.ipv6.is_some() {
+        forwarding::set_ipv6(true)?;
+    }
     let jobs: Vec<Attachment> = leases
         .iter()
         .map(|lease| plan::attachment(config, lease, mtu.jobs))
@@ -319,36 +302,56 @@ fn are_interfaces_there(config: &Config) -> std::io::Result<bool> {
     Ok(is_there && (config.underlay.is_none() || peers::is_there(&mut host, config)?))
 }
 
+/// What forwarding was before any cluster came.
+fn former(chains: &[nft::Chain], config: &Config) -> Result<Former, Error> {
+    let ipv4 = remembered(chains, &config.table, ruleset::former_ipv4);
+    let ipv6 = match config.ipv6 {
+        Some(_) => Some(match remembered(chains, &config.table, ruleset::former_ipv6) {
+            Some(former) => former,
+            None => forwarding::ipv6()?,
+        }),
+        None => None,
+    };
+    Ok(Former {
+        ipv4: ipv4.map_or_else(forwarding::ipv4, Ok)?,
+        ipv6,
+    })
+}
+
 /// Our own table knows best; else another cluster's, which came before us and changed the setting.
-fn former_ip_forward(chains: &[nft::Chain], table: &str) -> Option<bool> {
-    let remembered = |is_wanted: &dyn Fn(&nft::Chain) -> bool| {
+fn remembered(chains: &[nft::Chain], table: &str, read: fn(&str) -> Option<bool>) -> Option<bool> {
+    let among = |is_wanted: &dyn Fn(&nft::Chain) -> bool| {
         chains
             .iter()
             .filter(|chain| is_wanted(chain))
-            .find_map(|chain| ruleset::former_ip_forward(&chain.name))
+            .find_map(|chain| read(&chain.name))
     };
-    remembered(&|chain| chain.table == table).or_else(|| remembered(&|_| true))
+    among(&|chain| chain.table == table).or_else(|| among(&|_| true))
 }
 
-fn read_ip_forward() -> Result<bool, Error> {
-    let text = fs::read_to_string(IP_FORWARD).map_err(Error::kernel(format!("reading {IP_FORWARD}")))?;
-    Ok(text.trim() != "0")
+/// What our table remembers, unless another cluster still needs it on: that one remembers the same.
+fn to_give_back(chains: &[nft::Chain], table: &str, read: fn(&str) -> Option<bool>) -> Option<bool> {
+    let is_own = |chain: &&nft::Chain| chain.family == "inet" && chain.table == table;
+    let is_shared = chains
+        .iter()
+        .any(|chain| chain.table != table && read(&chain.name).is_some());
+    let former = chains.iter().filter(is_own).find_map(|chain| read(&chain.name))?;
+    (!is_shared).then_some(former)
 }
 
-fn write_ip_forward(is_on: bool) -> Result<(), Error> {
-    // Writing the same value again would reset settings that hang on it, such as accept_redirects.
-    if read_ip_forward()? == is_on {
-        return Ok(());
+fn give_back_ipv6(chains: &[nft::Chain], table: &str) -> Result<(), Error> {
+    match to_give_back(chains, table, ruleset::former_ipv6) {
+        Some(former) => forwarding::set_ipv6(former),
+        None => Ok(()),
     }
-    fs::write(IP_FORWARD, if is_on { "1" } else { "0" })
-        .map_err(Error::kernel(format!("writing {IP_FORWARD}")))
 }
 
 /// Gateway interface, its address and the subnet's route. Returns what fits the machine's links.
 fn prepare_host(config: &Config, plan: &Plan) -> Result<Mtu, Error> {
     let doing = |what: &str| Error::kernel(format!("{what} {}", plan.gateway_interface));
     let mut host = Netlink::open().map_err(doing("opening rtnetlink for"))?;
-    let (uses, mtu) = survey(config, &mut host).map_err(Error::kernel("looking at the machine's network"))?;
+    let (uses, mtu) =
+        survey::survey(config, &mut host).map_err(Error::kernel("looking at the machine's network"))?;
     if let Some(by) = uses.into_iter().next() {
         return Err(Error::SubnetInUse {
             subnet: config.subnet,
@@ -374,21 +377,67 @@ fn prepare_host(config: &Config, plan: &Plan) -> Result<Mtu, Error> {
             kind,
         });
     }
-    let answers = host
-        .exchange([
-            netlink::up_without_ipv6(name),
-            netlink::add_address(link.header.index, plan.gateway),
-            netlink::add_unreachable(plan.unreachable, 0),
-        ])
-        .map_err(doing("setting up"))?;
+    let index = link.header.index;
+    // Of a prefix that we had before.
+    for stale in prefixes(&mut host, config, index).map_err(doing("looking at"))? {
+        if Some(stale) != plan.ipv6 {
+            remove_prefix(&mut host, config, index, stale).map_err(doing("setting up"))?;
+        }
+    }
+    let mut requests = vec![
+        netlink::up_without_ipv6(name, survey::MTU_DEFAULT),
+        netlink::add_address(index, plan.gateway.into()),
+        netlink::add_unreachable(plan.unreachable.into(), 0),
+    ];
+    requests.extend(
+        plan.unreachable_cluster
+            .map(|cluster| netlink::add_unreachable(cluster.into(), CLUSTER_METRIC)),
+    );
+    if let Some(prefix) = plan.ipv6 {
+        requests.push(netlink::add_address(index, prefix.address(plan.gateway).into()));
+        let unreachable = unreachable6(config, prefix);
+        requests
+            .extend(unreachable.map(|(destination, metric)| netlink::add_unreachable(destination, metric)));
+    }
+    let answers = host.exchange_all(requests).map_err(doing("setting up"))?;
     for answer in answers {
         answer.map_err(doing("setting up"))?;
     }
-    if let Some(cluster) = plan.unreachable_cluster {
-        host.one(netlink::add_unreachable(cluster, CLUSTER_METRIC))
-            .map_err(doing("setting up"))?;
-    }
     Ok(mtu)
+}
+
+/// Where our packets of IPv6 end if nothing more specific leads on, and how much other routes go before it.
+fn unreachable6(config: &Config, prefix: Prefix6) -> impl Iterator<Item = (Destination, u32)> {
+    let cluster = config.underlay.as_ref().map(|underlay| underlay.cluster);
+    let cluster = cluster.map(|cluster| (prefix.subnet(cluster).into(), CLUSTER_METRIC));
+    [(prefix.subnet(config.subnet).into(), 0)]
+        .into_iter()
+        .chain(cluster)
+}
+
+/// What IPv6 addresses of ours the gateway's interface has, by their prefixes.
+fn prefixes(host: &mut Netlink, config: &Config, index: u32) -> std::io::Result<Vec<Prefix6>> {
+    let gateway = config.subnet.gateway();
+    let addresses = host.addresses()?.into_iter();
+    let own = addresses.filter(|message| message.header.index == index);
+    Ok(own
+        .flat_map(|message| message.attributes)
+        .filter_map(|attribute| match attribute {
+            AddressAttribute::Address(IpAddr::V6(address)) => Prefix6::of(address, gateway),
+            _ => None,
+        })
+        .collect())
+}
+
+fn remove_prefix(host: &mut Netlink, config: &Config, index: u32, prefix: Prefix6) -> std::io::Result<()> {
+    for (destination, metric) in unreachable6(config, prefix) {
+        remove_unreachable(host, destination, metric)?;
+    }
+    let gateway = prefix.address(config.subnet.gateway());
+    match host.one(netlink::remove_address(index, gateway.into())) {
+        Err(error) if netlink::is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 /// A kernel may be built without dummies; a bridge without ports does the same.
@@ -401,89 +450,6 @@ fn create_gateway_interface(host: &mut Netlink, name: &str) -> std::io::Result<(
     }
 }
 
-/// Who else uses our subnet, and what fits the machine's links.
-///
-/// A wider network around ours (a VPN's 10.0.0.0/8, say) is no conflict: the narrower route, ours, wins.
-fn survey(config: &Config, host: &mut Netlink) -> std::io::Result<(Vec<String>, Mtu)> {
-    let links = host.links()?;
-    let name_of = |index: u32| {
-        links
-            .iter()
-            .find(|link| link.header.index == index)
-            .map(netlink::name)
-            .unwrap_or("?")
-            .to_string()
-    };
-    let is_ours = |name: &str| {
-        name == config.interface_prefix
-            || name == config.peer_interface()
-            || config.slot_of_interface(name).is_some()
-    };
-    let mtu_of = |index: u32| {
-        let link = links.iter().find(|link| link.header.index == index);
-        link.and_then(netlink::mtu)
-    };
-    let mut uses = Vec::new();
-    let mut underlay_mtu = None;
-    for address in host.addresses()? {
-        let name = name_of(address.header.index);
-        if let Some(underlay) = &config.underlay
-            && address.attributes.iter().any(|attribute| match attribute {
-                AddressAttribute::Local(own) | AddressAttribute::Address(own) => *own == underlay.address,
-                _ => false,
-            })
-        {
-            underlay_mtu = mtu_of(address.header.index);
-        }
-        let local = address.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(std::net::IpAddr::V4(local)) => Some(*local),
-            _ => None,
-        });
-        if let Some(local) = local
-            && config.subnet.contains(local)
-            && !is_ours(&name)
-        {
-            uses.push(format!("address {local} of {name}"));
-        }
-    }
-    let mut mtu = None;
-    for route in host.routes()? {
-        let oif = route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        });
-        let name = oif.map(name_of).unwrap_or_default();
-        let destination = route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(destination)) => Some(*destination),
-            _ => None,
-        });
-        let prefix = route.header.destination_prefix_length;
-        match destination {
-            None if prefix == 0 && route.header.address_family == AddressFamily::Inet => {
-                mtu = mtu.or(oif.and_then(mtu_of));
-            }
-            Some(destination) if config.subnet.contains(destination) && prefix >= config.subnet.prefix() => {
-                let is_our_unreachable =
-                    route.header.kind == RouteType::Unreachable && prefix == config.subnet.prefix();
-                if !is_ours(&name) && !is_our_unreachable {
-                    uses.push(format!("route {destination}/{prefix} by {name}"));
-                }
-            }
-            _ => {}
-        }
-    }
-    let outside = mtu.unwrap_or(MTU_DEFAULT);
-    // What a job sends must fit both ways: as it is to the outside, wrapped up to another host.
-    let peers = match &config.underlay {
-        Some(underlay) => underlay_mtu
-            .unwrap_or(outside)
-            .saturating_sub(underlay.overhead()),
-        None => outside,
-    };
-    let jobs = config.mtu.unwrap_or(outside.min(peers));
-    Ok((uses, Mtu { jobs, peers }))
-}
-
 /// Routes to jobs vanish when the gateway's address does, since they name it as their source.
 fn repair_host_ends(jobs: &[Attachment]) -> Result<(), Error> {
     let doing = || Error::kernel("repairing the links of running jobs");
@@ -493,13 +459,16 @@ fn repair_host_ends(jobs: &[Attachment]) -> Result<(), Error> {
             continue;
         };
         let index = link.header.index;
-        let answers = host
-            .exchange([
-                netlink::set_group(index, job.group),
-                netlink::up_without_ipv6(&job.host_interface),
-                netlink::route_to_job(index, job.address, job.gateway),
-            ])
-            .map_err(doing())?;
+        let mut requests = vec![
+            netlink::set_group(index, job.group),
+            netlink::up_without_ipv6(&job.host_interface, job.mtu),
+            netlink::route_to_job(index, job.address.into(), job.gateway.into()),
+        ];
+        requests.extend(
+            job.ipv6
+                .map(|ipv6| netlink::route_to_job(index, ipv6.address.into(), ipv6.gateway.into())),
+        );
+        let answers = host.exchange_all(requests).map_err(doing())?;
         for answer in answers {
             match answer {
                 // The job ended while we looked.
@@ -534,17 +503,22 @@ fn remove_from_host(config: &Config) -> Result<(), Error> {
     if let Some(link) = host.link(&config.interface_prefix).map_err(doing())?
         && matches!(netlink::kind(&link), Some(InfoKind::Dummy | InfoKind::Bridge))
     {
-        attach::delete(&mut host, link.header.index).map_err(doing())?;
+        let index = link.header.index;
+        // Which they were the kernel knows for sure: the configuration may have changed since.
+        for prefix in prefixes(&mut host, config, index).map_err(doing())? {
+            remove_prefix(&mut host, config, index, prefix).map_err(doing())?;
+        }
+        attach::delete(&mut host, index).map_err(doing())?;
     }
     peers::remove(&mut host, config).map_err(doing())?;
     if let Some(underlay) = &config.underlay {
-        remove_unreachable(&mut host, underlay.cluster, CLUSTER_METRIC).map_err(doing())?;
+        remove_unreachable(&mut host, underlay.cluster.into(), CLUSTER_METRIC).map_err(doing())?;
     }
-    remove_unreachable(&mut host, config.subnet, 0).map_err(doing())
+    remove_unreachable(&mut host, config.subnet.into(), 0).map_err(doing())
 }
 
-fn remove_unreachable(host: &mut Netlink, subnet: Subnet, metric: u32) -> std::io::Result<()> {
-    match host.one(netlink::delete_unreachable(subnet, metric)) {
+fn remove_unreachable(host: &mut Netlink, destination: Destination, metric: u32) -> std::io::Result<()> {
+    match host.one(netlink::delete_unreachable(destination, metric)) {
         Err(error) if netlink::is(&error, Errno::ESRCH) => Ok(()),
         other => other.map(drop),
     }

@@ -3,9 +3,9 @@
 //! Compared with what the kernel *has*, not with what was asked of it before: a peer that stays as it is is not
 //! touched, so its traffic goes on, and what an earlier daemon left behind is found. Blocking.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkMessage};
@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use crate::map::{self, Mac, Ways};
 use crate::netlink::{self, Netlink};
-use crate::{Config, Error, Subnet, Underlay, attach, tunnel};
+use crate::{Config, Destination, Error, Underlay, attach, forwarding, tunnel};
 
 /// Makes or repairs the interface to the peers and what it knows of them.
 pub(crate) fn carry_out(config: &Config, underlay: &Underlay, ways: &Ways, mtu: u32) -> Result<(), Error> {
@@ -25,7 +25,7 @@ pub(crate) fn carry_out(config: &Config, underlay: &Underlay, ways: &Ways, mtu: 
     let doing = |what: &str| Error::kernel(format!("{what} {name}"));
     let mut host = Netlink::open().map_err(doing("opening rtnetlink for"))?;
     let index = interface(&mut host, config, underlay, mtu)?;
-    update(&mut host, index, config.subnet.gateway(), ways).map_err(doing("setting up the ways by"))
+    update(&mut host, index, config, ways).map_err(doing("setting up the ways by"))
 }
 
 /// Whether it is there; what it knows is not looked at.
@@ -78,7 +78,7 @@ fn interface(host: &mut Netlink, config: &Config, underlay: &Underlay, mtu: u32)
         }
     };
     let index = link.header.index;
-    host.all([netlink::set_mtu(index, mtu), netlink::up_without_ipv6(&name)])
+    host.all([netlink::set_mtu(index, mtu), netlink::up_without_ipv6(&name, mtu)])
         .map_err(doing("setting up"))?;
     Ok(index)
 }
@@ -115,14 +115,24 @@ fn is_as_wanted(link: &LinkMessage, underlay: &Underlay, mac: Mac) -> bool {
 }
 
 /// Adds before it removes, and a route after what it needs.
-fn update(host: &mut Netlink, index: u32, source: Ipv4Addr, ways: &Ways) -> io::Result<()> {
+fn update(host: &mut Netlink, index: u32, config: &Config, ways: &Ways) -> io::Result<()> {
+    let source = |destination: &Destination| match destination.address {
+        IpAddr::V4(_) => IpAddr::V4(config.subnet.gateway()),
+        IpAddr::V6(_) => {
+            let gateway = config.gateway6();
+            IpAddr::V6(gateway.expect("there are such routes only where there is one"))
+        }
+    };
     let ends = host.neighbours(index, AddressFamily::Bridge)?;
-    let gateways = host.neighbours(index, AddressFamily::Inet)?;
-    let routes: Vec<RouteMessage> = host.routes()?;
-    let routes = routes
-        .into_iter()
-        .filter(|route| route.attributes.contains(&RouteAttribute::Oif(index)))
-        .collect::<Vec<_>>();
+    let mut gateways = host.neighbours(index, AddressFamily::Inet)?;
+    let mut routes: Vec<RouteMessage> = host.routes(AddressFamily::Inet)?;
+    if forwarding::is_ipv6_there() {
+        gateways.extend(host.neighbours(index, AddressFamily::Inet6)?);
+        routes.extend(host.routes(AddressFamily::Inet6)?);
+    }
+    routes.retain(|route| route.attributes.contains(&RouteAttribute::Oif(index)));
+    // The kernel's own, of groups.
+    gateways.retain(|message| message.header.state != NeighbourState::Noarp);
 
     let known: BTreeMap<Mac, IpAddr> = ends.iter().filter_map(end).collect();
     let new = ways
@@ -131,29 +141,35 @@ fn update(host: &mut Netlink, index: u32, source: Ipv4Addr, ways: &Ways) -> io::
         .filter(|(mac, address)| known.get(*mac) != Some(*address))
         .map(|(mac, address)| netlink::put_forwarding(index, *mac, *address));
     host.all(new)?;
-    let known: BTreeMap<Ipv4Addr, Mac> = gateways.iter().filter_map(gateway).collect();
+    let known: BTreeMap<IpAddr, Mac> = gateways.iter().filter_map(gateway).collect();
     let new = ways
         .neighbours
         .iter()
         .filter(|(gateway, mac)| known.get(*gateway) != Some(*mac))
         .map(|(gateway, mac)| netlink::put_neighbour(index, *gateway, *mac));
     host.all(new)?;
-    let known: BTreeSet<Subnet> = routes
-        .iter()
-        .filter_map(|route| whole(route, source, ways))
-        .collect();
-    let new = ways
+    let is_whole = |(destination, gateway): &(&Destination, &Option<IpAddr>)| {
+        routes.iter().any(|route| {
+            destination_of(route) == Some(**destination)
+                && gateway_of(route) == **gateway
+                && route
+                    .attributes
+                    .contains(&RouteAttribute::PrefSource(source(destination).into()))
+        })
+    };
+    let new: Vec<_> = ways
         .routes
-        .difference(&known)
-        .map(|subnet| match gateway_of(*subnet, ways) {
-            Some(gateway) => netlink::route_by_gateway(index, *subnet, gateway, source),
-            None => netlink::route_into_tunnel(index, *subnet, source),
-        });
+        .iter()
+        .filter(|way| !is_whole(way))
+        .map(|(destination, gateway)| {
+            netlink::route_to_peer(index, *destination, *gateway, source(destination))
+        })
+        .collect();
     host.all(new)?;
 
     let routes = routes
         .into_iter()
-        .filter(|route| !destination(route).is_some_and(|subnet| ways.routes.contains(&subnet)))
+        .filter(|route| !destination_of(route).is_some_and(|known| ways.routes.contains_key(&known)))
         .map(netlink::delete_route);
     let gateways = gateways
         .into_iter()
@@ -195,35 +211,38 @@ fn end(message: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
 }
 
 /// Only entries of ours, which are permanent.
-fn gateway(message: &NeighbourMessage) -> Option<(Ipv4Addr, Mac)> {
+fn gateway(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
     let address = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
         _ => None,
     })?;
     (message.header.state == NeighbourState::Permanent).then_some(())?;
     Some((address, mac_of(message)?))
 }
 
-fn destination(route: &RouteMessage) -> Option<Subnet> {
-    let base = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(base)) => Some(*base),
+fn destination_of(route: &RouteMessage) -> Option<Destination> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => address_of(address),
         _ => None,
     })?;
-    Subnet::new(base, route.header.destination_prefix_length).ok()
+    Some(Destination {
+        address,
+        prefix: route.header.destination_prefix_length,
+    })
 }
 
-/// Where a route leads that has all that ours have.
-fn whole(route: &RouteMessage, source: Ipv4Addr, ways: &Ways) -> Option<Subnet> {
-    let subnet = destination(route)?;
-    let gateway = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(*gateway),
+fn gateway_of(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => address_of(address),
         _ => None,
-    });
-    let source = RouteAttribute::PrefSource(RouteAddress::Inet(source));
-    (gateway == gateway_of(subnet, ways) && route.attributes.contains(&source)).then_some(subnet)
+    })
 }
 
-fn gateway_of(subnet: Subnet, ways: &Ways) -> Option<Ipv4Addr> {
-    let gateway = subnet.gateway();
-    ways.neighbours.contains_key(&gateway).then_some(gateway)
+fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
 }

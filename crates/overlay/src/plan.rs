@@ -3,12 +3,12 @@
 //! Pure: the same input gives the same plan, so it can be printed, compared and tested without root.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::elements::{self, Elements};
 use crate::lease::{Lease, Leases};
 use crate::map::{self, Map, Ways};
-use crate::{Config, Subnet, ruleset};
+use crate::{Config, Former, Prefix6, Subnet, ruleset};
 
 /// What the host has, whether or not any job runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Plan {
     /// The same for the addresses of all hosts' jobs, where there are other hosts: what is for a host that is not
     /// known, or whose tunnel is not up, must not leave in the clear.
     pub unreachable_cluster: Option<Subnet>,
+    /// All of the above once more, each address with this before it.
+    pub ipv6: Option<Prefix6>,
     pub ways: Ways,
     pub elements: Elements,
     /// Script for `nft -f`: replaces our table in one transaction.
@@ -43,19 +45,27 @@ pub struct Attachment {
     pub group: u32,
     pub address: Ipv4Addr,
     pub gateway: Ipv4Addr,
+    pub ipv6: Option<AttachmentIpv6>,
     pub mtu: u32,
 }
 
-/// The whole host. `ip_forward_former` is what the machine had before any cluster came.
-pub fn plan(config: &Config, leases: &Leases, map: &Map, ip_forward_former: bool) -> Plan {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachmentIpv6 {
+    pub address: Ipv6Addr,
+    pub gateway: Ipv6Addr,
+}
+
+/// The whole host. `former` is what the machine had before any cluster came.
+pub fn plan(config: &Config, leases: &Leases, map: &Map, former: Former) -> Plan {
     let elements = elements::elements(config, leases, map);
     Plan {
         gateway_interface: config.interface_prefix.clone(),
         gateway: config.subnet.gateway(),
         unreachable: config.subnet,
         unreachable_cluster: config.underlay.as_ref().map(|underlay| underlay.cluster),
+        ipv6: config.ipv6,
         ways: map::ways(config, map),
-        ruleset: ruleset::table(config, &elements, ip_forward_former),
+        ruleset: ruleset::table(config, &elements, former),
         elements,
     }
 }
@@ -68,6 +78,10 @@ pub fn attachment(config: &Config, lease: &Lease, mtu: u32) -> Attachment {
         group: lease.group,
         address: lease.address,
         gateway: config.subnet.gateway(),
+        ipv6: config.ipv6.map(|prefix| AttachmentIpv6 {
+            address: prefix.address(lease.address),
+            gateway: prefix.address(config.subnet.gateway()),
+        }),
         mtu,
     }
 }
@@ -92,8 +106,15 @@ mod tests {
     use super::*;
     use crate::{HostPort, Peer, Protocol, Underlay};
 
+    const FORMER: Former = Former {
+        ipv4: false,
+        ipv6: Some(false),
+    };
+
     fn config() -> Config {
         Config {
+            ipv6: Some("fd12:3456:789a::/96".parse().unwrap()),
+            blocked6: vec!["2001:db8:bad::/48".parse().unwrap()],
             router_ports: vec![80, 443],
             discoverd_port: Some(1111),
             host_ports: vec![HostPort {
@@ -138,7 +159,7 @@ mod tests {
             admitted: [("shop".into(), "100.100.4.2".parse().unwrap())].into(),
             links: allowed,
         };
-        let plan = plan(&config(), &leases, &map, false);
+        let plan = plan(&config(), &leases, &map, FORMER);
         let recorded = include_str!("../tests/ruleset.nft");
         assert!(
             plan.ruleset == recorded,
@@ -180,8 +201,8 @@ mod tests {
             ..Map::default()
         };
         assert_eq!(
-            plan(&config(), &leases, &map, true),
-            plan(&config(), &leases, &map, true)
+            plan(&config(), &leases, &map, FORMER),
+            plan(&config(), &leases, &map, FORMER)
         );
     }
 }

@@ -1,7 +1,11 @@
 //! The text of our nftables table.
 //!
-//! The family is `inet`, so IPv6 passes the same chains; jobs have no IPv6 addresses yet and everything they
-//! send by it is dropped at the door, link-local included (else a job could reach the host's services by `fe80::`).
+//! The family is `inet`, so both kinds of addresses pass the same chains. What jobs send by IPv6 from or to anything
+//! link-local, or to a group, is dropped at the door: else a job could reach the host's services by `fe80::`. Where jobs
+//! have no IPv6 addresses, all of it is.
+//!
+//! Where no IPv6 route leads, jobs are refused at once and by TCP's own word, for a program that tries that first and
+//! then IPv4: the kernel's "no route" is said a few times a second to each job, and not heard while it still connects.
 //!
 //! Connections that were accepted once stay accepted: taking a link between two apps back stops new ones only.
 
@@ -10,10 +14,14 @@ use std::net::IpAddr;
 
 use crate::elements::Elements;
 use crate::nft::Chain;
-use crate::{Config, HostPort, Protocol, Subnet, Underlay};
+use crate::{Config, Former, HostPort, Prefix6, Protocol, Subnet, Subnet6, Underlay};
 
-/// Beginning of the name of the empty chain that remembers what `ip_forward` was before us.
+/// Beginnings of the names of the empty chains that remember what `ip_forward`, and IPv6's switch, were before us.
 const FORMER_CHAIN: &str = "former_ip_forward_";
+const FORMER_CHAIN6: &str = "former_ipv6_forwarding_";
+
+/// Where clouds serve the machine's own credentials by IPv6 (EC2, Google), and what is this link's only.
+const BLOCKED6: [&str; 3] = ["fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128"];
 
 const CHAINS: [&str; 14] = [
     "prerouting",
@@ -35,11 +43,18 @@ const CHAINS: [&str; 14] = [
 /// In a VXLAN packet, from the head of UDP on, in bits: the number of the network.
 const INNER_NETWORK: &str = "@th,96,24";
 
-/// The same for the inner packet's source: 8 bytes of UDP, 8 of VXLAN, 14 of Ethernet, then the 13th byte of an IPv4 head.
+/// What kind of packet is inside: the last two bytes of Ethernet's 14, after 8 of UDP and 8 of VXLAN.
+const INNER_KIND: &str = "@th,224,16";
+
+/// The inner packet's source: from the 13th byte of an IPv4 head on.
 const INNER_SOURCE: &str = "@th,336,32";
 
+/// The same with IPv6: the last four bytes, which are the job's IPv4 address. The others are judged when the packet is
+/// out of its wrapping.
+const INNER_SOURCE6: &str = "@th,400,32";
+
 /// Script that replaces the table in one transaction; conntrack and with it open connections are not touched.
-pub(crate) fn table(config: &Config, contents: &Elements, ip_forward_former: bool) -> String {
+pub(crate) fn table(config: &Config, contents: &Elements, former: Former) -> String {
     let table = &config.table;
     let jobs = format!("\"{}-*\"", config.interface_prefix);
     let gateway = config.subnet.gateway();
@@ -48,7 +63,9 @@ pub(crate) fn table(config: &Config, contents: &Elements, ip_forward_former: boo
     let [
         links,
         admitted,
+        admitted6,
         gateways,
+        gateways6,
         underlays,
         underlays6,
         sources,
@@ -67,7 +84,29 @@ pub(crate) fn table(config: &Config, contents: &Elements, ip_forward_former: boo
         into_underlay,
         underlay,
         cluster,
-    } = config.underlay.as_ref().map(between).unwrap_or_default();
+    } = config
+        .underlay
+        .as_ref()
+        .map(|underlay| between(underlay, config.ipv6))
+        .unwrap_or_default();
+    let Six {
+        door,
+        no_route,
+        peer_door,
+        gateway6,
+        masquerade6,
+        gateway_ports6,
+        peer_gateways6,
+        cluster6,
+        admit6,
+    } = match config.ipv6 {
+        Some(prefix) => six(config, prefix),
+        None => Six {
+            door: format!("    iifname {jobs} meta nfproto != ipv4 drop\n"),
+            peer_door: format!("    iifname \"{peers}\" meta nfproto != ipv4 drop\n"),
+            ..Six::default()
+        },
+    };
     let gateway_tcp_ports = join(
         [config.dns_port]
             .iter()
@@ -85,7 +124,19 @@ pub(crate) fn table(config: &Config, contents: &Elements, ip_forward_former: boo
             .chain([&link_local])
             .collect::<BTreeSet<_>>(),
     );
-    let former = u8::from(ip_forward_former);
+    let blocked6 = BLOCKED6.map(|text| text.parse().expect("a literal network"));
+    let translated = config.blocked.iter().map(|blocked| Subnet6::translated(*blocked));
+    let blocked6 = join(
+        (config.blocked6.iter().copied())
+            .chain(blocked6)
+            .chain(translated)
+            .collect::<BTreeSet<Subnet6>>(),
+    );
+    let former6 = match former.ipv6 {
+        Some(is_on) => format!("\n  chain {FORMER_CHAIN6}{} {{\n  }}\n", u8::from(is_on)),
+        None => String::new(),
+    };
+    let former = u8::from(former.ipv4);
     let connections_max = config.connections_per_job_max;
     format!(
         r#"add table inet {table}
@@ -99,8 +150,16 @@ table inet {table} {{
     type ipv4_addr . devgroup{admitted}
   }}
 
+  set admitted6 {{
+    type ipv6_addr . devgroup{admitted6}
+  }}
+
   set gateways {{
     type ipv4_addr{gateways}
+  }}
+
+  set gateways6 {{
+    type ipv6_addr{gateways6}
   }}
 
   set underlays {{
@@ -128,21 +187,26 @@ table inet {table} {{
     elements = {{ {blocked} }}
   }}
 
+  set blocked6 {{
+    type ipv6_addr
+    flags interval
+    auto-merge
+    elements = {{ {blocked6} }}
+  }}
+
   set connections {{
-    type ipv4_addr
+    typeof iif
     size 65535
     flags dynamic
   }}
 
   chain {FORMER_CHAIN}{former} {{
   }}
-
+{former6}
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
-    iifname {jobs} meta nfproto != ipv4 drop
-    iifname {jobs} fib saddr . iif oif missing drop
-    iifname "{peers}" meta nfproto != ipv4 drop
-    iifname "{peers}" fib saddr . iif oif missing drop
+{door}    iifname {jobs} fib saddr . iif oif missing drop
+{no_route}{peer_door}    iifname "{peers}" fib saddr . iif oif missing drop
 {untracked_in}  }}
 
   chain output {{
@@ -154,7 +218,7 @@ table inet {table} {{
     iifname {jobs} goto job_to_host
     iifname "{peers}" goto peer_to_host
     ip daddr {gateway} iifname != "lo" goto refuse
-{into_underlay}  }}
+{gateway6}{into_underlay}  }}
 
   chain forward {{
     type filter hook forward priority filter; policy accept;
@@ -173,7 +237,7 @@ table inet {table} {{
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {subnet} oifname != "lo" oifname != {jobs} oifname != "{peers}" masquerade
-  }}
+{masquerade6}  }}
 
   chain underlay {{
 {underlay}    drop
@@ -181,28 +245,29 @@ table inet {table} {{
 
   chain job_to_host {{
     ct state established,related accept
-    ct state new add @connections {{ ip saddr ct count over {connections_max} }} goto refuse
+    ct state new add @connections {{ iif ct count over {connections_max} }} goto refuse
     ip daddr {gateway} udp dport {dns_port} accept
     ip daddr {gateway} tcp dport {{ {gateway_tcp_ports} }} accept
     ip daddr {gateway} icmp type echo-request accept
-{host_ports}    goto refuse
+{gateway_ports6}{host_ports}    goto refuse
   }}
 
   chain peer_to_host {{
     ct state established,related accept
     ip saddr @gateways icmp type echo-request accept
-    goto refuse
+{peer_gateways6}    goto refuse
   }}
 
   chain from_job {{
     ct state established,related accept
     ct state invalid drop
-    ct state new add @connections {{ ip saddr ct count over {connections_max} }} goto refuse
+    ct state new add @connections {{ iif ct count over {connections_max} }} goto refuse
     oifname {jobs} goto job_to_job
     oifname "{peers}" accept
 {to_routers}    ip daddr @underlays goto refuse
     ip6 daddr @underlays6 goto refuse
-{cluster}    ip daddr @blocked goto refuse
+{cluster}{cluster6}    ip daddr @blocked goto refuse
+    ip6 daddr @blocked6 goto refuse
     accept
   }}
 
@@ -217,7 +282,7 @@ table inet {table} {{
     ct state invalid drop
     ip saddr @gateways accept
     ip saddr . oifgroup @admitted accept
-    goto refuse
+{admit6}    goto refuse
   }}
 
   chain to_job {{
@@ -246,11 +311,66 @@ pub(crate) fn is_complete(config: &Config, chains: &[Chain]) -> bool {
 }
 
 /// What `ip_forward` was before the first cluster came, if this is the chain that remembers it.
-pub(crate) fn former_ip_forward(chain: &str) -> Option<bool> {
-    match chain.strip_prefix(FORMER_CHAIN)? {
+pub(crate) fn former_ipv4(chain: &str) -> Option<bool> {
+    was_on(chain.strip_prefix(FORMER_CHAIN)?)
+}
+
+/// The same of IPv6.
+pub(crate) fn former_ipv6(chain: &str) -> Option<bool> {
+    was_on(chain.strip_prefix(FORMER_CHAIN6)?)
+}
+
+fn was_on(digit: &str) -> Option<bool> {
+    match digit {
         "0" => Some(false),
         "1" => Some(true),
         _ => None,
+    }
+}
+
+/// Rules that stand only where jobs have IPv6 addresses.
+#[derive(Default)]
+struct Six {
+    door: String,
+    no_route: String,
+    peer_door: String,
+    gateway6: String,
+    masquerade6: String,
+    gateway_ports6: String,
+    peer_gateways6: String,
+    cluster6: String,
+    admit6: String,
+}
+
+fn six(config: &Config, prefix: Prefix6) -> Six {
+    let jobs = format!("\"{}-*\"", config.interface_prefix);
+    let peers = format!("\"{}\"", config.peer_interface());
+    let gateway = prefix.address(config.subnet.gateway());
+    let subnet = prefix.subnet(config.subnet);
+    let router_ports = join(config.router_ports.iter().collect::<BTreeSet<_>>());
+    // Names and discovery are answered by IPv4 only: whoever else listens there is none of a job's business.
+    let to_router = match router_ports.is_empty() {
+        true => String::new(),
+        false => format!("    ip6 daddr {gateway} tcp dport {{ {router_ports} }} accept\n"),
+    };
+    let door = |from: &str| {
+        format!(
+            "    iifname {from} ip6 saddr != {prefix} drop\n    \
+             iifname {from} ip6 daddr {{ fe80::/10, ff00::/8 }} drop\n"
+        )
+    };
+    Six {
+        door: door(&jobs),
+        no_route: format!("    iifname {jobs} meta nfproto ipv6 fib daddr type unreachable goto refuse\n"),
+        peer_door: door(&peers),
+        gateway6: format!("    ip6 daddr {gateway} iifname != \"lo\" goto refuse\n"),
+        masquerade6: format!(
+            "    ip6 saddr {subnet} oifname != \"lo\" oifname != {jobs} oifname != {peers} masquerade\n"
+        ),
+        gateway_ports6: format!("{to_router}    ip6 daddr {gateway} icmpv6 type echo-request accept\n"),
+        peer_gateways6: "    ip6 saddr @gateways6 icmpv6 type echo-request accept\n".into(),
+        cluster6: format!("    ip6 daddr {prefix} goto refuse\n"),
+        admit6: "    ip6 saddr @gateways6 accept\n    ip6 saddr . oifgroup @admitted6 accept\n".into(),
     }
 }
 
@@ -264,7 +384,7 @@ struct Between {
     cluster: String,
 }
 
-fn between(underlay: &Underlay) -> Between {
+fn between(underlay: &Underlay, ipv6: Option<Prefix6>) -> Between {
     let Underlay {
         address,
         cluster,
@@ -291,7 +411,13 @@ fn between(underlay: &Underlay) -> Between {
         underlay: match underlay.is_encrypted() {
             true => String::new(),
             false => {
-                format!("    {family} daddr {address} {family} saddr . {INNER_SOURCE} @{sources} accept\n")
+                let accept = |kind: &str, source: &str| {
+                    format!(
+                        "    {family} daddr {address} {INNER_KIND} {kind} {family} saddr . {source} @{sources} accept\n"
+                    )
+                };
+                let ipv6 = ipv6.map(|_| accept("0x86dd", INNER_SOURCE6)).unwrap_or_default();
+                accept("0x0800", INNER_SOURCE) + &ipv6
             }
         },
         cluster: format!("    ip daddr {cluster} goto refuse\n"),
@@ -325,7 +451,11 @@ mod tests {
     #[test]
     fn the_list_of_chains_is_that_of_the_table() {
         let config = Config::new("fl0", "t", "100.100.0.0/22".parse().unwrap());
-        let text = table(&config, &Elements::default(), false);
+        let former = Former {
+            ipv4: false,
+            ipv6: None,
+        };
+        let text = table(&config, &Elements::default(), former);
         let chains: Vec<&str> = text
             .lines()
             .filter_map(|line| line.trim().strip_prefix("chain ")?.strip_suffix(" {"))

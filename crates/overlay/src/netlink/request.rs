@@ -1,7 +1,9 @@
 //! What the kernel is asked for, one function each: links, addresses, routes, neighbours.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::sync::LazyLock;
 
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, CacheInfo};
 use netlink_packet_route::link::{
@@ -12,7 +14,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST};
@@ -20,7 +22,11 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQU
 use super::Request;
 use crate::map::Mac;
 use crate::plan::Attachment;
-use crate::{Subnet, Underlay};
+use crate::survey::MTU_MIN_IPV6;
+use crate::{Destination, Underlay};
+
+/// A kernel that was started without IPv6 refuses whatever names it.
+static HAS_IPV6: LazyLock<bool> = LazyLock::new(|| Path::new("/proc/sys/net/ipv6").exists());
 
 const CREATE: u16 = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL;
 const CREATE_OR_REPLACE: u16 = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE;
@@ -89,12 +95,15 @@ pub(crate) fn create_vxlan(name: &str, underlay: &Underlay, mac: Mac, mtu: u32) 
     }
 }
 
-/// Under which hardware address the gateway of a peer is known.
-pub(crate) fn put_neighbour(index: u32, gateway: Ipv4Addr, mac: Mac) -> Request {
-    let mut message = neighbour(index, AddressFamily::Inet);
+/// Under which hardware address a neighbour is known, for good: nobody is asked, and nobody's answer is believed.
+pub(crate) fn put_neighbour(index: u32, neighbour_address: IpAddr, mac: Mac) -> Request {
+    let mut message = neighbour(index, family_of(neighbour_address));
     message
         .attributes
-        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(gateway)));
+        .push(NeighbourAttribute::Destination(match neighbour_address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }));
     message
         .attributes
         .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
@@ -137,19 +146,29 @@ fn neighbour(index: u32, family: AddressFamily) -> NeighbourMessage {
 }
 
 /// Up, and without an IPv6 address of its own. The kernel ignores the latter in the message that makes a link.
-pub(crate) fn up_without_ipv6(name: &str) -> Request {
+///
+/// `mtu` is that of the link: to one that takes less than IPv6 needs the kernel does not even listen about it.
+pub(crate) fn up_without_ipv6(name: &str, mtu: u32) -> Request {
     let mut link = LinkMessage::default();
     set_up_flag(&mut link);
-    link.attributes = vec![
-        LinkAttribute::IfName(name.into()),
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-            In6AddrGenMode::None,
-        )])]),
-    ];
+    link.attributes = vec![LinkAttribute::IfName(name.into())];
+    let has_ipv6 = *HAS_IPV6 && mtu >= MTU_MIN_IPV6;
+    link.attributes.extend(has_ipv6.then(no_generated_address));
     Request {
         message: RouteNetlinkMessage::SetLink(link),
         flags: NLM_F_REQUEST,
     }
+}
+
+/// The same without bringing it up, for where the other end is up already: the kernel would bring the link up, and give
+/// it its address, before it looks at this.
+pub(crate) fn without_ipv6(index: u32) -> Request {
+    set_link(index, no_generated_address())
+}
+
+fn no_generated_address() -> LinkAttribute {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])])
 }
 
 pub(crate) fn up(index: u32) -> Request {
@@ -188,15 +207,30 @@ pub(crate) fn get_link(name: &str) -> Request {
     }
 }
 
-pub(crate) fn add_address(index: u32, address: Ipv4Addr) -> Request {
+fn single_address(index: u32, address: IpAddr) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.prefix_len = 32;
+    message.header.family = family_of(address);
+    message.header.prefix_len = bits_of(address);
     message.header.index = index;
     message.attributes = vec![
-        AddressAttribute::Local(IpAddr::V4(address)),
-        AddressAttribute::Address(IpAddr::V4(address)),
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
     ];
+    message
+}
+
+pub(crate) fn remove_address(index: u32, address: IpAddr) -> Request {
+    delete_address(single_address(index, address))
+}
+
+/// In use at once: nobody else can have it.
+pub(crate) fn add_address(index: u32, address: IpAddr) -> Request {
+    let mut message = single_address(index, address);
+    if address.is_ipv6() {
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
     Request {
         message: RouteNetlinkMessage::NewAddress(message),
         flags: CREATE_OR_REPLACE,
@@ -212,10 +246,7 @@ pub(crate) fn put_address_for(index: u32, address: IpAddr, prefix: u8, seconds: 
     let mut message = AddressMessage::default();
     message.header.prefix_len = prefix;
     message.header.index = index;
-    message.header.family = match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    };
+    message.header.family = family_of(address);
     message.attributes = vec![
         AddressAttribute::Local(address),
         AddressAttribute::Address(address),
@@ -237,12 +268,12 @@ pub(crate) fn delete_address(message: AddressMessage) -> Request {
 }
 
 /// The host's way to one job. `source` is what the job sees as the peer of connections from the host.
-pub(crate) fn route_to_job(index: u32, address: Ipv4Addr, source: Ipv4Addr) -> Request {
-    let mut route = route(address, 32, RouteType::Unicast, RouteScope::Link);
-    route.attributes.push(RouteAttribute::Oif(index));
-    route
-        .attributes
-        .push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+pub(crate) fn route_to_job(index: u32, address: IpAddr, source: IpAddr) -> Request {
+    let mut route = route(address.into(), RouteType::Unicast, RouteScope::Link);
+    route.attributes.extend([
+        RouteAttribute::Oif(index),
+        RouteAttribute::PrefSource(source.into()),
+    ]);
     Request {
         message: RouteNetlinkMessage::NewRoute(route),
         flags: CREATE_OR_REPLACE,
@@ -250,50 +281,54 @@ pub(crate) fn route_to_job(index: u32, address: Ipv4Addr, source: Ipv4Addr) -> R
 }
 
 /// The job's way to the gateway, and by it to everywhere.
-pub(crate) fn routes_of_job(index: u32, gateway: Ipv4Addr) -> [Request; 2] {
-    let mut to_gateway = route(gateway, 32, RouteType::Unicast, RouteScope::Link);
+pub(crate) fn routes_of_job(index: u32, gateway: IpAddr) -> [Request; 2] {
+    let mut to_gateway = route(gateway.into(), RouteType::Unicast, RouteScope::Link);
     to_gateway.attributes.push(RouteAttribute::Oif(index));
-    let mut default = route(Ipv4Addr::UNSPECIFIED, 0, RouteType::Unicast, RouteScope::Universe);
+    let everywhere = Destination {
+        address: match gateway {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        },
+        prefix: 0,
+    };
+    let mut default = route(everywhere, RouteType::Unicast, RouteScope::Universe);
     default.header.flags = RouteFlags::Onlink;
-    default.attributes.push(RouteAttribute::Oif(index));
-    default
-        .attributes
-        .push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    default.attributes.extend([
+        RouteAttribute::Oif(index),
+        RouteAttribute::Gateway(gateway.into()),
+    ]);
     [to_gateway, default].map(|route| Request {
         message: RouteNetlinkMessage::NewRoute(route),
         flags: CREATE_OR_REPLACE,
     })
 }
 
-/// The way to all jobs of a peer by VXLAN. Jobs see `source` as the peer of connections from this host.
-pub(crate) fn route_by_gateway(index: u32, subnet: Subnet, gateway: Ipv4Addr, source: Ipv4Addr) -> Request {
-    let mut route = route_to_peer(index, subnet, source, RouteScope::Universe);
-    // Of the interface alone, as it has no address by which the gateway would be known to be there.
-    route.header.flags = RouteFlags::Onlink;
-    route
-        .attributes
-        .push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+/// The way to all jobs of a peer, by its gateway with VXLAN; a tunnel finds out by itself who is meant. Jobs see `source`
+/// as the peer of connections from this host.
+pub(crate) fn route_to_peer(
+    index: u32,
+    destination: Destination,
+    gateway: Option<IpAddr>,
+    source: IpAddr,
+) -> Request {
+    let scope = match gateway {
+        Some(_) => RouteScope::Universe,
+        None => RouteScope::Link,
+    };
+    let mut route = route(destination, RouteType::Unicast, scope);
+    route.attributes.extend([
+        RouteAttribute::Oif(index),
+        RouteAttribute::PrefSource(source.into()),
+    ]);
+    if let Some(gateway) = gateway {
+        // Of the interface alone, as it has no address by which the gateway would be known to be there.
+        route.header.flags = RouteFlags::Onlink;
+        route.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    }
     Request {
         message: RouteNetlinkMessage::NewRoute(route),
         flags: CREATE_OR_REPLACE,
     }
-}
-
-/// The same where the other end finds out by itself who is meant.
-pub(crate) fn route_into_tunnel(index: u32, subnet: Subnet, source: Ipv4Addr) -> Request {
-    Request {
-        message: RouteNetlinkMessage::NewRoute(route_to_peer(index, subnet, source, RouteScope::Link)),
-        flags: CREATE_OR_REPLACE,
-    }
-}
-
-fn route_to_peer(index: u32, subnet: Subnet, source: Ipv4Addr, scope: RouteScope) -> RouteMessage {
-    let mut route = route(subnet.base(), subnet.prefix(), RouteType::Unicast, scope);
-    route.attributes.extend([
-        RouteAttribute::Oif(index),
-        RouteAttribute::PrefSource(RouteAddress::Inet(source)),
-    ]);
-    route
 }
 
 /// One that a dump gave.
@@ -305,49 +340,58 @@ pub(crate) fn delete_route(route: RouteMessage) -> Request {
 }
 
 /// Routes of the same destination differ by `metric`; the lowest counts.
-pub(crate) fn add_unreachable(subnet: Subnet, metric: u32) -> Request {
-    let route = unreachable(subnet, metric);
+pub(crate) fn add_unreachable(destination: Destination, metric: u32) -> Request {
+    let route = unreachable(destination, metric);
     Request {
         message: RouteNetlinkMessage::NewRoute(route),
         flags: CREATE_OR_REPLACE,
     }
 }
 
-pub(crate) fn delete_unreachable(subnet: Subnet, metric: u32) -> Request {
-    let route = unreachable(subnet, metric);
+pub(crate) fn delete_unreachable(destination: Destination, metric: u32) -> Request {
+    let route = unreachable(destination, metric);
     Request {
         message: RouteNetlinkMessage::DelRoute(route),
         flags: NLM_F_REQUEST,
     }
 }
 
-fn unreachable(subnet: Subnet, metric: u32) -> RouteMessage {
-    let mut route = route(
-        subnet.base(),
-        subnet.prefix(),
-        RouteType::Unreachable,
-        RouteScope::Universe,
-    );
+fn unreachable(destination: Destination, metric: u32) -> RouteMessage {
+    let mut route = route(destination, RouteType::Unreachable, RouteScope::Universe);
     if metric > 0 {
         route.attributes.push(RouteAttribute::Priority(metric));
     }
     route
 }
 
-fn route(destination: Ipv4Addr, prefix: u8, kind: RouteType, scope: RouteScope) -> RouteMessage {
+fn route(destination: Destination, kind: RouteType, scope: RouteScope) -> RouteMessage {
     let mut route = RouteMessage::default();
-    route.header.address_family = AddressFamily::Inet;
-    route.header.destination_prefix_length = prefix;
+    route.header.address_family = family_of(destination.address);
+    route.header.destination_prefix_length = destination.prefix;
     route.header.table = RouteHeader::RT_TABLE_MAIN;
     route.header.protocol = RouteProtocol::Static;
     route.header.scope = scope;
     route.header.kind = kind;
-    if prefix > 0 {
+    if destination.prefix > 0 {
         route
             .attributes
-            .push(RouteAttribute::Destination(RouteAddress::Inet(destination)));
+            .push(RouteAttribute::Destination(destination.address.into()));
     }
     route
+}
+
+fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn bits_of(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
 }
 
 fn set_link(index: u32, attribute: LinkAttribute) -> Request {

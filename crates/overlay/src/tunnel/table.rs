@@ -10,7 +10,7 @@ use boringtun::noise::{Packet, Tunn};
 use boringtun::x25519::PublicKey;
 
 use super::key::{self, Key};
-use crate::{Config, Map, Subnet, map};
+use crate::{Config, Map, Prefix6, Subnet, map};
 
 /// Handshakes a second, of all peers together, beyond which those who ask have to prove that they are where they say.
 const HANDSHAKES_PER_S: u64 = 200;
@@ -34,6 +34,7 @@ pub struct Table {
     by_index: BTreeMap<u32, Arc<Peer>>,
     by_key: BTreeMap<[u8; 32], Arc<Peer>>,
     by_first_address: BTreeMap<u32, Arc<Peer>>,
+    ipv6: Option<Prefix6>,
     index_last: u32,
 }
 
@@ -41,6 +42,7 @@ impl Table {
     pub fn updated(&self, config: &Config, map: &Map, own: &Identity) -> Table {
         let mut table = Table {
             index_last: self.index_last,
+            ipv6: config.ipv6,
             ..Table::default()
         };
         let port = config
@@ -89,7 +91,7 @@ impl Table {
 
     /// Whose job a packet of ours is for.
     pub fn destined(&self, packet: &[u8]) -> Option<&Arc<Peer>> {
-        let destination = destination(packet)?;
+        let destination = destination(packet, self.ipv6)?;
         let (_, peer) = self
             .by_first_address
             .range(..=u32::from(destination))
@@ -137,15 +139,58 @@ impl Identity {
     }
 }
 
-pub fn destination(packet: &[u8]) -> Option<Ipv4Addr> {
-    address_at(packet, 16)
+/// Which job a packet is for, by its IPv4 address, which that of IPv6 ends in.
+pub fn destination(packet: &[u8], ipv6: Option<Prefix6>) -> Option<Ipv4Addr> {
+    address_at(packet, 16, 24, ipv6)
 }
 
-pub fn source(packet: &[u8]) -> Option<Ipv4Addr> {
-    address_at(packet, 12)
+pub fn source(packet: &[u8], ipv6: Option<Prefix6>) -> Option<Ipv4Addr> {
+    address_at(packet, 12, 8, ipv6)
 }
 
-fn address_at(packet: &[u8], offset: usize) -> Option<Ipv4Addr> {
-    let bytes: [u8; 4] = packet.get(offset..offset + 4)?.try_into().ok()?;
-    (packet[0] >> 4 == 4).then(|| bytes.into())
+/// An address of IPv6 that is no job's is none.
+fn address_at(packet: &[u8], offset4: usize, offset6: usize, ipv6: Option<Prefix6>) -> Option<Ipv4Addr> {
+    match packet.first()? >> 4 {
+        4 => {
+            let bytes: [u8; 4] = packet.get(offset4..offset4 + 4)?.try_into().ok()?;
+            Some(bytes.into())
+        }
+        6 => {
+            let bytes: [u8; 16] = packet.get(offset6..offset6 + 16)?.try_into().ok()?;
+            ipv6?.within(bytes.into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_of_either_kind_names_the_jobs_it_is_of_and_for() {
+        let prefix: Prefix6 = "fd12:3456:789a::/96".parse().unwrap();
+        let check = |packet: &[u8], prefix, expected: [Option<&str>; 2]| {
+            let found = [source(packet, prefix), destination(packet, prefix)];
+            assert_eq!(found, expected.map(|text| text.map(|text| text.parse().unwrap())));
+        };
+        let mut four = [0; 20];
+        four[0] = 0x45;
+        four[12..20].copy_from_slice(&[100, 100, 1, 2, 100, 100, 2, 3]);
+        check(&four, None, [Some("100.100.1.2"), Some("100.100.2.3")]);
+        let six = |source: &str, destination: &str| {
+            let mut packet = [0; 40];
+            packet[0] = 0x60;
+            packet[8..24].copy_from_slice(&source.parse::<std::net::Ipv6Addr>().unwrap().octets());
+            packet[24..].copy_from_slice(&destination.parse::<std::net::Ipv6Addr>().unwrap().octets());
+            packet
+        };
+        let honest = six("fd12:3456:789a::6464:102", "fd12:3456:789a::6464:203");
+        check(&honest, Some(prefix), [Some("100.100.1.2"), Some("100.100.2.3")]);
+        check(&honest, None, [None, None]);
+        let forged = six("fd12:3456:789b::6464:102", "fe80::6464:203");
+        check(&forged, Some(prefix), [None, None]);
+        check(&honest[..30], Some(prefix), [Some("100.100.1.2"), None]);
+        check(&[], Some(prefix), [None, None]);
+    }
 }

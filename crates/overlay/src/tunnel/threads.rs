@@ -207,8 +207,8 @@ fn decrypt(
     let mut tunnel = peer.tunnel.lock().expect("nothing panics while it holds this");
     let mut result = tunnel.decapsulate(from.map(|from| from.ip()), datagram, room);
     match result {
-        TunnResult::WriteToTunnelV4(ref packet, _) => {
-            return is_from_to(packet, peer.subnet, shared.config.subnet).then_some(packet.len());
+        TunnResult::WriteToTunnelV4(ref packet, _) | TunnResult::WriteToTunnelV6(ref packet, _) => {
+            return is_from_to(packet, peer.subnet, &shared.config).then_some(packet.len());
         }
         TunnResult::WriteToNetwork(_) => {}
         TunnResult::Err(ref error) => {
@@ -229,9 +229,9 @@ fn decrypt(
 }
 
 /// The peer's jobs to ours, and nobody else to anybody else.
-fn is_from_to(packet: &[u8], from: Subnet, to: Subnet) -> bool {
-    table::source(packet).is_some_and(|source| from.contains(source))
-        && table::destination(packet).is_some_and(|destination| to.contains(destination))
+fn is_from_to(packet: &[u8], from: Subnet, to: &Config) -> bool {
+    table::source(packet, to.ipv6).is_some_and(|source| from.contains(source))
+        && table::destination(packet, to.ipv6).is_some_and(|destination| to.subnet.contains(destination))
 }
 
 fn keep_alive(shared: &Shared) {

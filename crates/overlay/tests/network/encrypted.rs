@@ -24,6 +24,7 @@ fn hosts(count: u8, is_ipv6: bool) -> Vec<Encrypting> {
     run("nft add table bridge listener");
     run("nft add chain bridge listener seen { type filter hook forward priority 0 ; }");
     run("nft add rule bridge listener seen ip saddr 100.100.0.0/16 counter comment clear");
+    run("nft add rule bridge listener seen ip6 saddr fd12:3456:789a::/96 counter comment clear6");
     run("nft add rule bridge listener seen udp dport 4789 counter comment vxlan");
     run("nft add rule bridge listener seen udp dport 51820 counter comment encrypted");
     (1..=count)
@@ -133,7 +134,16 @@ fn jobs_reach_each_other_by_the_tunnel_and_a_listener_sees_nothing_of_it() {
             let client = a2.connect(a1_address, 8080);
             assert!(client.is_err(), "nobody listens there");
 
-            assert_eq!((seen("clear"), seen("vxlan")), (0, 0));
+            // All of it by IPv6.
+            let (server6, _other6) = (a2.listen6(8081), b2.listen6(8081));
+            let client = a1.connect(six(a2_address), 8081).unwrap();
+            assert_eq!(transfer(&client, &server6), six(a1_address));
+            assert!(a1.is_refused(six(b2_address), 8081), "the same rules hold");
+            let client = hosts[0].host.machine.connect(six(a2_address), 8081).unwrap();
+            let gateway = six(hosts[0].host.config.subnet.gateway());
+            assert_eq!(transfer(&client, &server6), gateway);
+
+            assert_eq!((seen("clear"), seen("clear6"), seen("vxlan")), (0, 0, 0));
             assert!(seen("encrypted") > 100, "{}", seen("encrypted"));
         });
     }

@@ -26,7 +26,7 @@ fn hosts(count: u8, is_ipv6: bool) -> Vec<Host> {
 }
 
 /// Hosts that know of each other.
-fn cluster(count: u8) -> Vec<Host> {
+pub fn cluster(count: u8) -> Vec<Host> {
     let hosts = hosts(count, false);
     for host in &hosts {
         host.apply(map_of(host, &hosts, &[]));

@@ -4,6 +4,7 @@
 mod encrypted;
 mod floating;
 mod hosts;
+mod ipv6;
 mod isolation;
 mod life;
 mod world;

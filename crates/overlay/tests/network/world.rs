@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use overlay::{Config, Lease, Network};
+use overlay::{Config, Lease, Network, Prefix6};
 
 /// Long enough for a packet on a busy machine; only a packet that is silently dropped takes as long.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,8 +29,19 @@ pub fn in_new_machine<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
 pub fn config(prefix: &str, subnet: &str) -> Config {
     Config {
         router_ports: vec![80],
+        ipv6: Some(prefix6()),
         ..Config::new(prefix, format!("flynn_{prefix}"), subnet.parse().unwrap())
     }
+}
+
+/// That of all clusters in these tests.
+pub fn prefix6() -> Prefix6 {
+    "fd12:3456:789a::/96".parse().unwrap()
+}
+
+/// A job's other address.
+pub fn six(address: Ipv4Addr) -> Ipv6Addr {
+    prefix6().address(address)
 }
 
 pub async fn open(config: &Config) -> Network {
@@ -54,11 +65,21 @@ pub fn run(command: &str) -> String {
 /// Everything of this namespace that a network could leave behind.
 pub fn inventory() -> String {
     let forward = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
-    let mut lines: Vec<String> = ["ip -o -4 addr", "ip -4 route show table all", "nft list ruleset"]
+    let forward6 = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding").unwrap();
+    let commands = [
+        "ip -o -4 addr",
+        "ip -4 route show table all",
+        "ip -o -6 addr show scope global",
+        "ip -6 route show table main",
+        "nft list ruleset",
+    ];
+    let mut lines: Vec<String> = commands
         .iter()
         .flat_map(|command| {
             run(command)
                 .lines()
+                // The kernel's own, which comes when a link has a carrier.
+                .filter(|line| !line.starts_with("fe80::"))
                 .map(|line| line.replace(" linkdown", ""))
                 .collect::<Vec<_>>()
         })
@@ -70,7 +91,7 @@ pub fn inventory() -> String {
             .map(|line| format!("link {}", line.split(':').nth(1).unwrap())),
     );
     lines.sort();
-    format!("{}\nip_forward {forward}", lines.join("\n"))
+    format!("{}\nip_forward {forward}ipv6 {forward6}", lines.join("\n"))
 }
 
 /// A process in a network namespace of its own.
@@ -128,15 +149,22 @@ impl Job {
         self.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap())
     }
 
-    pub fn connect(&self, address: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
+    /// On addresses of both kinds.
+    pub fn listen6(&self, port: u16) -> TcpListener {
+        self.within(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap())
+    }
+
+    pub fn connect(&self, address: impl Into<IpAddr>, port: u16) -> std::io::Result<TcpStream> {
+        let address = address.into();
         self.within(|| connect(address, port))
     }
 
-    pub fn udp(&self, address: Ipv4Addr, port: u16) -> UdpSocket {
+    pub fn udp(&self, address: impl Into<IpAddr>, port: u16) -> UdpSocket {
+        let address = address.into();
         self.within(|| udp(address, port))
     }
 
-    pub fn is_refused(&self, address: Ipv4Addr, port: u16) -> bool {
+    pub fn is_refused(&self, address: impl Into<IpAddr>, port: u16) -> bool {
         matches!(self.connect(address, port), Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 }
@@ -148,12 +176,12 @@ impl Drop for Job {
     }
 }
 
-pub fn connect(address: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
-    TcpStream::connect_timeout(&SocketAddr::V4(SocketAddrV4::new(address, port)), PATIENCE)
+pub fn connect(address: impl Into<IpAddr>, port: u16) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&SocketAddr::new(address.into(), port), PATIENCE)
 }
 
-pub fn udp(address: Ipv4Addr, port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind((address, port)).unwrap();
+pub fn udp(address: impl Into<IpAddr>, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((address.into(), port)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
@@ -176,6 +204,10 @@ pub async fn attach(network: &Network, app: &str, job: Job) -> (Job, Lease) {
 /// default route. The uplink takes packets of 1400 bytes, the outside 1500.
 pub fn outside() -> Job {
     let outside = Job::start();
+    // Else the links' own addresses are not in use for a second, and without them no neighbour is found.
+    let without_detection = || std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+    without_detection();
+    outside.within(without_detection);
     run(&format!(
         "ip link add up0 mtu 1400 type veth peer name out0 mtu 1500 netns {}",
         outside.pid()
