@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     lab.app(APP, &Process::web(&server(APP)), 3)?;
     let chaos = Chaos { lab };
     type Deed = fn(&Chaos, usize) -> Result<String>;
-    let all: [(&str, &str, Deed); 8] = [
+    let all: [(&str, &str, Deed); 12] = [
         ("host", "a host dies", Chaos::a_host_dies),
         ("leader", "the leader dies", Chaos::the_leader_dies),
         ("quorum", "two of three die", Chaos::two_die),
@@ -42,6 +42,18 @@ fn main() -> Result<()> {
             "30 % of a host's packets are lost",
             Chaos::packets_are_lost,
         ),
+        (
+            "slow-leader",
+            "the leader's disk takes 20 writes/s",
+            Chaos::the_leaders_disk_is_slow,
+        ),
+        (
+            "slow-disk",
+            "another's disk takes 20 writes/s",
+            Chaos::a_disk_is_slow,
+        ),
+        ("full-disk", "the leader's disk is full", Chaos::a_disk_is_full),
+        ("clock", "clocks 5 min ahead and behind", Chaos::clocks_are_wrong),
         ("power", "all lose power", Chaos::all_lose_power),
     ];
     ensure!(
@@ -305,6 +317,128 @@ impl Chaos {
             "slowest write {}; {}",
             in_s(slowest),
             told(&seen, victim, at)
+        ))
+    }
+
+    fn the_leaders_disk_is_slow(&self, _: usize) -> Result<String> {
+        self.slow_disk(self.lab.leader(1)?)
+    }
+
+    fn a_disk_is_slow(&self, _: usize) -> Result<String> {
+        self.slow_disk(self.lab.leader(1)? % HOSTS + 1)
+    }
+
+    fn slow_disk(&self, victim: usize) -> Result<String> {
+        let users = self.users(&[1, 2, 3]);
+        std::thread::sleep(AROUND);
+        let at = users.now();
+        self.lab
+            .lab(&["slow", &format!("host{victim}"), "--disk-writes", "20"])?;
+        let (began, mut times) = (Instant::now(), vec![]);
+        while began.elapsed() < AROUND * 5 {
+            times.push(self.write_at(&[1, 2, 3], "slow")?);
+        }
+        self.lab.lab(&["heal"])?;
+        times.sort();
+        let seen = users.stop();
+        Ok(format!(
+            "{} writes one after the other, median {} ms, slowest {} ms; {}",
+            times.len(),
+            times[times.len() / 2].as_millis(),
+            times.last().map_or(0, Duration::as_millis),
+            told(&seen, 0, at)
+        ))
+    }
+
+    /// In a lab of its own, whose hosts have disks of their own.
+    fn a_disk_is_full(&self, _: usize) -> Result<String> {
+        let lab = Lab::with_disks(HOSTS)?;
+        lab.app(APP, &Process::web(&server(APP)), 3)?;
+        let chaos = Chaos { lab };
+        let found = chaos.fill_a_disk();
+        if found.is_err() {
+            println!("{}", chaos.lab.logs());
+        }
+        chaos.lab.finish()?;
+        found
+    }
+
+    fn fill_a_disk(&self) -> Result<String> {
+        let victim = self.lab.leader(1)?;
+        let others: Vec<usize> = (1..=HOSTS).filter(|host| *host != victim).collect();
+        let users = self.users(&[1, 2, 3]);
+        std::thread::sleep(AROUND);
+        let (at, filled) = (users.now(), Instant::now());
+        // Until nothing fits any more, however little.
+        let fill =
+            "for size in 16M 64k 1; do dd if=/dev/zero bs=$size 2>/dev/null; done >> /var/lib/flynn/filler";
+        let full = self.lab.try_exec(victim, &["sh", "-c", fill])?;
+        ensure!(!full.status.success(), "the disk does not get full");
+        let mut slowest = Duration::ZERO;
+        while filled.elapsed() < AROUND * 5 {
+            slowest = slowest.max(self.write_at(&others, "full")?);
+        }
+        let still_leads = self.lab.leader(others[0])? == victim;
+        self.lab.exec(victim, &["rm", "/var/lib/flynn/filler"])?;
+        let (emptied, value) = (Instant::now(), "room again");
+        self.write_at(&[victim], value)?;
+        self.lab.wait("all to be well again", || {
+            let list = self.lab.exec(victim, &["flynn-host", "list"])?;
+            let is_well = !list.contains("silent") && list.matches("peer").count() == HOSTS;
+            Ok((is_well && self.read_at(victim)? == value).then_some(()))
+        })?;
+        let well = emptied.elapsed();
+        let seen = users.stop();
+        Ok(format!(
+            "slowest write by the others {}, {} leads; well again {} after there was room; {}",
+            in_s(slowest),
+            if still_leads { "the same one" } else { "another" },
+            in_s(well),
+            told(&seen, 0, at)
+        ))
+    }
+
+    fn clocks_are_wrong(&self, _: usize) -> Result<String> {
+        for (host, offset) in [("host2", "+5m"), ("host3", "-5m")] {
+            self.lab.lab(&["reboot", host, "--clock", offset, "--wait"])?;
+            self.settle()?;
+        }
+        let users = self.users(&[1, 2, 3]);
+        std::thread::sleep(AROUND);
+        let at = users.now();
+        let mut slowest = Duration::ZERO;
+        let mut led = vec![];
+        // Whoever leads tells the time.
+        for _ in 0..HOSTS {
+            let leader = self.lab.leader(1)?;
+            led.push(format!("host{leader}"));
+            self.lab.exec(
+                leader % HOSTS + 1,
+                &["flynn-host", "demote", &format!("host{leader}")],
+            )?;
+            for host in 1..=HOSTS {
+                slowest = slowest.max(self.write_at(&[host], "another time")?);
+            }
+            self.lab.exec(
+                leader % HOSTS + 1,
+                &["flynn-host", "promote", &format!("host{leader}")],
+            )?;
+            self.settle()?;
+        }
+        let out = self.lab.flynn(1, &["-a", APP, "scale", "web=5"])?;
+        ensure!(out.contains("scale completed"), "{out}");
+        self.lab.flynn(2, &["-a", APP, "scale", "web=3"])?;
+        std::thread::sleep(AROUND);
+        let seen = users.stop();
+        for host in ["host2", "host3"] {
+            self.lab.lab(&["reboot", host, "--clock", "0", "--wait"])?;
+            self.settle()?;
+        }
+        Ok(format!(
+            "{} led in turn, slowest write {}; {}",
+            led.join(", "),
+            in_s(slowest),
+            told(&seen, 0, at)
         ))
     }
 

@@ -43,6 +43,16 @@ impl Lab {
         Lab::make(hosts, &["--apart"])
     }
 
+    /// One cluster of one host, with a disk of 2 GiB.
+    pub fn with_a_disk() -> Result<Lab> {
+        Lab::make(1, &["--apart", "--disk", "2G"])
+    }
+
+    /// One cluster of so many hosts, each with a disk of 2 GiB.
+    pub fn with_disks(hosts: usize) -> Result<Lab> {
+        Lab::make(hosts, &["--disk", "2G"])
+    }
+
     fn make(hosts: usize, how: &[&str]) -> Result<Lab> {
         let dir = tempfile::Builder::new().prefix("flynn-lab-").tempdir()?;
         let number = LABS.fetch_add(1, Ordering::Relaxed);

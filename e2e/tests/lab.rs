@@ -2,11 +2,12 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::Lab;
+use serde_json::json;
 
 fn is_reached(lab: &Lab, from: usize, to: usize) -> bool {
     let address = lab.address(to);
@@ -69,5 +70,43 @@ fn down_removes_a_lab_that_nobody_described() -> Result<()> {
     let lab = Lab::apart(1)?;
     // As where the description was not written before something ended the command.
     std::fs::remove_file(lab.dir.path().join(&lab.name).join("lab.json"))?;
+    lab.finish()
+}
+
+#[test]
+fn disks_are_small_and_slow_and_clocks_wrong_on_purpose() -> Result<()> {
+    let lab = Lab::with_a_disk()?;
+    let size = lab.exec(1, &["stat", "-f", "-c", "%b %S", "/var/lib/flynn"])?;
+    let size: Vec<u64> = size
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    ensure!(size[0] * size[1] < 2 << 30, "a disk of 2 GiB has {size:?}");
+    ensure!(
+        lab.exec(1, &["fallocate", "-l", "3G", "/var/lib/flynn/filler"])
+            .is_err()
+    );
+    lab.exec(1, &["rm", "-f", "/var/lib/flynn/filler"])?;
+
+    lab.lab(&["slow", "host1", "--disk-writes", "10"])?;
+    let began = Instant::now();
+    let copy = "dd if=/dev/zero of=/var/lib/flynn/slow bs=4k count=20 oflag=dsync";
+    lab.exec(1, &["sh", "-c", copy])?;
+    ensure!(
+        began.elapsed() >= Duration::from_secs(1),
+        "20 writes took {:?}",
+        began.elapsed()
+    );
+    ensure!(lab.lab(&["status"])?.contains("10 writes/s"));
+    lab.lab(&["heal"])?;
+
+    lab.lab(&["reboot", "host1", "--clock", "+5m", "--wait"])?;
+    ensure!(lab.lab(&["status"])?.contains("clock +5m"));
+    let app = lab.api_at(1, "POST", "/apps", Some(&json!({"name": "late"})))?;
+    let at = app["created_at"].as_str().context("an app has a time")?;
+    // The host's own commands have the kernel's clock.
+    let ahead = "echo $(($(date -d \"$0\" +%s) - $(date +%s)))";
+    let ahead_s: i64 = lab.exec(1, &["sh", "-c", ahead, at])?.trim().parse()?;
+    ensure!((200..=300).contains(&ahead_s), "five minutes are {ahead_s} s");
     lab.finish()
 }

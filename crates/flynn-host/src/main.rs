@@ -330,6 +330,10 @@ enum LogSinkCommand {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = lab::clock::apply() {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => error.exit(),

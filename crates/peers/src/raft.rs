@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{dial::Dialer, pool::Pool};
 
-/// The longest message: a batch of the log, of which one command may be 8 MiB as JSON within JSON.
+/// The longest message: a batch of the log, of which one command may be 8 MiB.
 const MESSAGE_BYTES_MAX: u32 = 64 << 20;
 const READ_BYTES: usize = 64 << 10;
 /// Messages that wait for a connection that does not take them.

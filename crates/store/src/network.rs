@@ -22,7 +22,8 @@ use openraft::{BasicNode, RaftNetworkV2};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::consensus::{Raft, RaftSnapshot, SnapshotMeta, Types, Vote};
+use crate::consensus::{LogId, Raft, RaftSnapshot, SnapshotMeta, Types, Vote};
+use crate::log::frame;
 use crate::snapshots::SnapshotFile;
 
 /// How long an answer to entries may take. Openraft would give up after one heartbeat interval; but a
@@ -126,6 +127,8 @@ impl Transport for NoTransport {
 pub enum ReceiveError {
     #[error("the message cannot be understood: {0}")]
     Malformed(#[from] serde_json::Error),
+    #[error("the message's entries are damaged, or another version's")]
+    Damaged,
     #[error("the store is stopped: {0}")]
     Stopped(String),
     #[error("the snapshot cannot be received: {0}")]
@@ -140,7 +143,7 @@ fn stopped(problem: impl fmt::Display) -> ReceiveError {
 pub(crate) async fn receive(raft: &Raft, kind: MessageKind, message: &[u8]) -> Result<Vec<u8>, ReceiveError> {
     match kind {
         MessageKind::Append => {
-            let request: AppendEntriesRequest<Types> = serde_json::from_slice(message)?;
+            let request = decode_append(message)?;
             Ok(serde_json::to_vec(
                 &raft.append_entries(request).await.map_err(stopped)?,
             )?)
@@ -162,6 +165,44 @@ pub(crate) async fn receive(raft: &Raft, kind: MessageKind, message: &[u8]) -> R
             )?)
         }
     }
+}
+
+/// What an append message says of its entries. The message is the length of this as JSON (u32, little-endian), this,
+/// and the entries as they are in the log's files: neither side has to put commands into JSON or look for their ends.
+#[derive(Serialize, Deserialize)]
+struct AppendHead {
+    vote: Vote,
+    previous: Option<LogId>,
+    committed: Option<LogId>,
+}
+
+fn encode_append(request: &AppendEntriesRequest<Types>) -> Result<Vec<u8>, serde_json::Error> {
+    let head = serde_json::to_vec(&AppendHead {
+        vote: request.vote,
+        previous: request.prev_log_id,
+        committed: request.leader_commit,
+    })?;
+    let entries: usize = request.entries.iter().map(frame::entry_bytes).sum();
+    let mut message = Vec::with_capacity(4 + head.len() + entries);
+    message.extend((head.len() as u32).to_le_bytes());
+    message.extend(head);
+    for entry in &request.entries {
+        frame::encode_entry(&mut message, 0, entry);
+    }
+    Ok(message)
+}
+
+fn decode_append(message: &[u8]) -> Result<AppendEntriesRequest<Types>, ReceiveError> {
+    let (length, rest) = message.split_first_chunk().ok_or(ReceiveError::Damaged)?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let (head, entries) = rest.split_at_checked(length).ok_or(ReceiveError::Damaged)?;
+    let head: AppendHead = serde_json::from_slice(head)?;
+    Ok(AppendEntriesRequest {
+        vote: head.vote,
+        prev_log_id: head.previous,
+        entries: frame::decode_entries(entries).ok_or(ReceiveError::Damaged)?,
+        leader_commit: head.committed,
+    })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -212,11 +253,10 @@ impl Link {
     async fn ask<A: DeserializeOwned>(
         &self,
         kind: MessageKind,
-        request: &impl Serialize,
+        message: Result<Vec<u8>, serde_json::Error>,
         option: &RPCOption,
     ) -> Result<A, RPCError<Types>> {
-        let message =
-            serde_json::to_vec(request).map_err(|problem| RPCError::Network(NetworkError::new(&problem)))?;
+        let message = message.map_err(|problem| RPCError::Network(NetworkError::new(&problem)))?;
         let timeout = match kind {
             MessageKind::Append => option.hard_ttl().max(APPEND_ANSWER_MIN),
             _ => option.hard_ttl(),
@@ -237,7 +277,8 @@ impl RaftNetworkV2<Types> for Link {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        self.ask(MessageKind::Append, &request, &option).await
+        self.ask(MessageKind::Append, encode_append(&request), &option)
+            .await
     }
 
     async fn vote(
@@ -245,7 +286,8 @@ impl RaftNetworkV2<Types> for Link {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask(MessageKind::Vote, &request, &option).await
+        self.ask(MessageKind::Vote, serde_json::to_vec(&request), &option)
+            .await
     }
 
     async fn pre_vote(
@@ -253,7 +295,8 @@ impl RaftNetworkV2<Types> for Link {
         request: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask(MessageKind::PreVote, &request, &option).await
+        self.ask(MessageKind::PreVote, serde_json::to_vec(&request), &option)
+            .await
     }
 
     async fn transfer_leader(
@@ -261,7 +304,8 @@ impl RaftNetworkV2<Types> for Link {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        self.ask(MessageKind::TransferLeader, &request, &option).await
+        self.ask(MessageKind::TransferLeader, serde_json::to_vec(&request), &option)
+            .await
     }
 
     async fn full_snapshot(
@@ -294,5 +338,54 @@ impl RaftNetworkV2<Types> for Link {
             .map_err(|late| unreachable(&late))?
             .map_err(|problem| unreachable(&problem))?;
         serde_json::from_slice(&answer).map_err(|problem| unreachable(&problem))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+
+    use super::*;
+    use crate::consensus::{Entry, Proposal, log_id};
+
+    fn request() -> AppendEntriesRequest<Types> {
+        let entry = |index, payload| Entry {
+            log_id: log_id(3, 1, index),
+            payload,
+        };
+        let command = Proposal::encode(&("key", "a \"value\"")).unwrap();
+        AppendEntriesRequest {
+            vote: Vote::new(3, 1),
+            prev_log_id: Some(log_id(2, 2, 6)),
+            entries: vec![
+                entry(7, EntryPayload::Blank),
+                entry(8, EntryPayload::Normal(command)),
+            ],
+            leader_commit: Some(log_id(2, 2, 5)),
+        }
+    }
+
+    #[test]
+    fn entries_arrive_as_they_were_sent() {
+        let sent = request();
+        let found = decode_append(&encode_append(&sent).unwrap()).unwrap();
+        assert_eq!(
+            (found.vote, found.prev_log_id, found.leader_commit),
+            (sent.vote, sent.prev_log_id, sent.leader_commit)
+        );
+        let text = |request: &AppendEntriesRequest<Types>| serde_json::to_string(&request.entries).unwrap();
+        assert_eq!(text(&found), text(&sent));
+    }
+
+    #[test]
+    fn a_message_that_is_cut_or_changed_is_refused() {
+        let whole = encode_append(&request()).unwrap();
+        let head = 4 + u32::from_le_bytes(whole[..4].try_into().unwrap()) as usize;
+        for end in (0..whole.len()).filter(|end| *end != head && *end != head + frame::FRAME_HEAD_BYTES) {
+            assert!(decode_append(&whole[..end]).is_err(), "cut at {end}");
+        }
+        let mut changed = whole.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        assert!(matches!(decode_append(&changed), Err(ReceiveError::Damaged)));
     }
 }

@@ -13,8 +13,10 @@ use daemon::files;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
+    clock::Offset,
+    disk,
     inside::{BOOTED_FILE, Inside},
-    layout::{Lab, host_name},
+    layout::{Lab, Slow, host_name},
     network,
 };
 use crate::config::Config;
@@ -36,6 +38,9 @@ pub fn prepare(
     join: Option<&str>,
 ) -> Result<()> {
     let directory = lab.host_directory(host);
+    if let Some(size_bytes) = lab.disk_bytes {
+        disk::make(lab, host, size_bytes)?;
+    }
     let (state, etc) = (directory.join("state"), directory.join("etc"));
     for path in [&state.join("layers"), &state.join("images"), &etc] {
         files::create_private_dir(path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -65,19 +70,25 @@ pub fn prepare(
     }
 }
 
-/// Layers never change, so hosts may share their files.
+/// Layers never change, so hosts may share their files. A disk of its own gets copies of those that images need.
 fn share_images(from: &Path, state: &Path) -> Result<()> {
+    let mut described = String::new();
+    for entry in fs::read_dir(from.join("images")).context("cannot read the images' descriptions")? {
+        let path = entry?.path();
+        described.push_str(&fs::read_to_string(&path)?);
+        fs::copy(
+            &path,
+            state.join("images").join(path.file_name().unwrap_or_default()),
+        )?;
+    }
     let layers = from.join("layers");
     for entry in fs::read_dir(&layers).with_context(|| format!("cannot read {}", layers.display()))? {
-        let entry = entry?;
-        let target = state.join("layers").join(entry.file_name());
-        if fs::hard_link(entry.path(), &target).is_err() {
-            fs::copy(entry.path(), &target)?;
+        let path = entry?.path();
+        let target = state.join("layers").join(path.file_name().unwrap_or_default());
+        let digest = path.file_stem().unwrap_or_default().to_string_lossy();
+        if fs::hard_link(&path, &target).is_err() && described.contains(&*digest) {
+            fs::copy(&path, &target).with_context(|| format!("cannot copy {}", path.display()))?;
         }
-    }
-    for entry in fs::read_dir(from.join("images")).context("cannot read the images' descriptions")? {
-        let entry = entry?;
-        fs::copy(entry.path(), state.join("images").join(entry.file_name()))?;
     }
     Ok(())
 }
@@ -89,6 +100,7 @@ pub fn start(lab: &Lab, host: u8, config: &Config) -> Result<()> {
     }
     clean(lab, host)?;
     network::connect(lab, host)?;
+    disk::mount(lab, host)?;
     Cgroup::locate(&lab.cgroup(host))?
         .create()
         .context("cannot make the host's cgroup")?;
@@ -101,6 +113,7 @@ pub fn start(lab: &Lab, host: u8, config: &Config) -> Result<()> {
         program: lab.programs.join("flynn-host"),
         hostname: host_name(host),
         cgroup: lab.cgroup(host),
+        clock: lab.clocks.get(&host).copied().unwrap_or(Offset(0)),
         state: directory.join("state"),
         etc: directory.join("etc"),
         keep: vec![
@@ -141,7 +154,16 @@ pub fn start(lab: &Lab, host: u8, config: &Config) -> Result<()> {
     })
     .with_context(|| format!("{} does not start:\n{}", host_name(host), last_lines(lab, host)))?;
     forget(child);
-    Ok(())
+    match lab.slow.get(&host) {
+        Some(slow) => make_slow(lab, host, *slow),
+        None => Ok(()),
+    }
+}
+
+/// Makes the line and the disk of a host that is on worse.
+pub fn make_slow(lab: &Lab, host: u8, slow: Slow) -> Result<()> {
+    network::make_slow(lab, host, slow)?;
+    disk::set_writes_per_second(lab, host, slow.disk_writes)
 }
 
 /// The host goes on without us. Where we stay, somebody has to take note of its end.

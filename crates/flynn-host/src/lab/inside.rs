@@ -28,6 +28,8 @@ use nix::{
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
+use super::clock::{self, Offset};
+
 /// How long processes have between being told to end and being ended.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -38,6 +40,9 @@ pub struct Inside {
     pub program: PathBuf,
     pub hostname: String,
     pub cgroup: String,
+    /// What its platform's clock is off by.
+    #[serde(default)]
+    pub clock: Offset,
     /// Becomes /var/lib/flynn.
     pub state: PathBuf,
     /// Becomes /etc/flynn.
@@ -72,6 +77,7 @@ fn run(inside: &str) -> Result<()> {
     fs::write(Path::new("/etc/flynn").join(BOOTED_FILE), "")?;
     Init {
         program: inside.program,
+        clock: inside.clock,
         signals,
         is_ending: false,
     }
@@ -137,6 +143,7 @@ fn tree_is_directory(tree: &rustix::fd::OwnedFd) -> Result<bool> {
 
 struct Init {
     program: PathBuf,
+    clock: Offset,
     signals: SigSet,
     is_ending: bool,
 }
@@ -168,7 +175,11 @@ impl Init {
     fn run_to_end(&mut self, arguments: &[&str]) -> Result<std::process::ExitStatus> {
         // A child has its parent's mask, and must hear what it is told.
         self.signals.thread_unblock()?;
-        let child = Command::new(&self.program).args(arguments).spawn();
+        let mut command = Command::new(&self.program);
+        if self.clock != Offset::default() {
+            command.env(clock::VARIABLE, self.clock.0.to_string());
+        }
+        let child = command.args(arguments).spawn();
         self.signals.thread_block()?;
         let child = Pid::from_raw(child?.id() as i32);
         loop {

@@ -3,12 +3,15 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+
+use super::clock::Offset;
 
 /// Labs are here, a directory each.
 pub const DEFAULT_BASE: &str = "/var/lib/flynn-lab";
@@ -41,15 +44,34 @@ pub struct Lab {
     pub floats: bool,
     #[serde(default)]
     pub slow: BTreeMap<u8, Slow>,
+    /// Hosts whose clocks are wrong.
+    #[serde(default)]
+    pub clocks: BTreeMap<u8, Offset>,
+    /// How large the disks are, where hosts have some of their own.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
     #[serde(skip)]
     pub base: PathBuf,
 }
 
-/// How a host's line is made worse, in each direction.
+/// How a host's line is made worse, in each direction, and its disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Slow {
     pub latency_ms: u32,
     pub loss_percent: f64,
+    /// How often a second the host's platform can write.
+    #[serde(default)]
+    pub disk_writes: Option<u32>,
+}
+
+impl fmt::Display for Slow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms slower, {} % lost", self.latency_ms, self.loss_percent)?;
+        match self.disk_writes {
+            Some(writes) => write!(f, ", {writes} writes/s"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Lab {
@@ -202,6 +224,8 @@ mod tests {
             forwarding_before: String::new(),
             floats: false,
             slow: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+            disk_bytes: None,
             base: "/labs".into(),
         };
         assert_eq!(lab.host("host2").unwrap(), 2);

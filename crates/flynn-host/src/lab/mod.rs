@@ -7,6 +7,8 @@
 //! ```text
 //! layout    what everything is called, from the lab's name
 //! network   the switch, lines, cuts, loss
+//! disk      a host's disk: small, slow
+//! clock     a host's clock: wrong
 //! host      one host on and off                      (seen from the machine)
 //! inside    the host's first process                 (seen from within)
 //! cluster   the hosts made one cluster
@@ -17,7 +19,9 @@
 //! there is seen from the kernel (namespaces, cgroups, rules) and not remembered; `lab.json` has only what was
 //! asked for.
 
+pub mod clock;
 mod cluster;
+mod disk;
 mod host;
 pub mod inside;
 mod layout;
@@ -84,6 +88,9 @@ enum Command {
         /// Let the hosts hand an address around, 10.87.N.200, which one living host has at a time
         #[arg(long, conflicts_with = "apart")]
         floating: bool,
+        /// Give each host a disk of its own, which can be full without the machine's being so; as 4G
+        #[arg(long, value_parser = gigabytes)]
+        disk: Option<u64>,
     },
     /// End a lab and remove everything of it
     Down,
@@ -99,6 +106,9 @@ enum Command {
         /// Run the programs that are here from now on, in every host that is started
         #[arg(long)]
         programs: Option<PathBuf>,
+        /// Set its platform's clock wrong from now on, as +5m; 0 sets it right
+        #[arg(long, value_parser = clock::parse, allow_hyphen_values = true)]
+        clock: Option<clock::Offset>,
         /// Return when its router answers for the controller
         #[arg(long)]
         wait: bool,
@@ -106,6 +116,9 @@ enum Command {
     /// Shut a host down and start it again
     Reboot {
         host: String,
+        /// Set its platform's clock wrong from now on, as +5m; 0 sets it right
+        #[arg(long, value_parser = clock::parse, allow_hyphen_values = true)]
+        clock: Option<clock::Offset>,
         /// Return when its router answers for the controller
         #[arg(long)]
         wait: bool,
@@ -124,10 +137,11 @@ enum Command {
         #[arg(long)]
         one_way: bool,
     },
-    /// Make a host's line slow or lossy, in both directions
+    /// Make a host's line slow or lossy, in both directions, or its disk slow
     ///
     /// Example:
     ///   $ flynn-host lab slow host3 --latency 50ms --loss 30%
+    ///   $ flynn-host lab slow host3 --disk-writes 20
     #[command(verbatim_doc_comment)]
     Slow {
         host: String,
@@ -137,8 +151,11 @@ enum Command {
         /// Of packets, each way
         #[arg(long, value_parser = percent, default_value = "0%")]
         loss: f64,
+        /// How often a second its platform can write to its disk
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        disk_writes: Option<u32>,
     },
-    /// Make all lines good again
+    /// Make all lines and disks good again
     Heal,
     /// Run a command in a host
     ///
@@ -159,6 +176,15 @@ enum Command {
 fn milliseconds(text: &str) -> Result<u32, String> {
     let number = text.strip_suffix("ms").unwrap_or(text);
     number.parse().map_err(|_| "give milliseconds, as 50ms".into())
+}
+
+fn gigabytes(text: &str) -> Result<u64, String> {
+    let number = text.strip_suffix(['G', 'g']).unwrap_or(text).parse::<u64>();
+    number
+        .ok()
+        .filter(|gigabytes| (1..=1024).contains(gigabytes))
+        .map(|gigabytes| gigabytes << 30)
+        .ok_or_else(|| "give gigabytes, as 4G".into())
 }
 
 fn percent(text: &str) -> Result<f64, String> {
@@ -187,6 +213,7 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
             no_outside,
             apart,
             floating,
+            disk,
         } => {
             let wish = Lab {
                 name: args.name,
@@ -201,6 +228,8 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
                 forwarding_before: network::forwarding()?,
                 floats: floating,
                 slow: Default::default(),
+                clocks: Default::default(),
+                disk_bytes: disk,
                 base: args.dir,
             };
             up(wish, &config, images, apart)?;
@@ -212,17 +241,25 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
             let lab = lab()?;
             host::kill(&lab, lab.host(&host)?)?;
         }
-        Command::Start { host, programs, wait } => {
+        Command::Start {
+            host,
+            programs,
+            clock,
+            wait,
+        } => {
             let mut lab = lab()?;
+            let host = lab.host(&host)?;
             if programs.is_some() {
                 lab.programs = programs_in(programs)?;
                 lab.write()?;
             }
-            start(&lab, lab.host(&host)?, &config, wait)?;
+            set_clock(&mut lab, host, clock)?;
+            start(&lab, host, &config, wait)?;
         }
-        Command::Reboot { host, wait } => {
-            let lab = lab()?;
+        Command::Reboot { host, clock, wait } => {
+            let mut lab = lab()?;
             let host = lab.host(&host)?;
+            set_clock(&mut lab, host, clock)?;
             host::shut_down(&lab, host)?;
             start(&lab, host, &config, wait)?;
         }
@@ -232,15 +269,21 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
             let other = other.map(|other| lab.host(&other).map(host_name)).transpose()?;
             cut(&lab, &host, other.as_deref(), one_way)?;
         }
-        Command::Slow { host, latency, loss } => {
+        Command::Slow {
+            host,
+            latency,
+            loss,
+            disk_writes,
+        } => {
             let mut lab = lab()?;
             let host = lab.host(&host)?;
             let slow = Slow {
                 latency_ms: latency,
                 loss_percent: loss,
+                disk_writes,
             };
             if host::first_process(&lab, host)?.is_some() {
-                network::make_slow(&lab, host, slow)?;
+                host::make_slow(&lab, host, slow)?;
             }
             lab.slow.insert(host, slow);
             lab.write()?;
@@ -248,6 +291,9 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
         Command::Heal => {
             let mut lab = lab()?;
             network::heal(&lab)?;
+            for host in lab.slow.keys() {
+                disk::set_writes_per_second(&lab, *host, None)?;
+            }
             lab.slow.clear();
             lab.write()?;
         }
@@ -273,6 +319,15 @@ pub fn run(args: LabArgs, config: Config) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn set_clock(lab: &mut Lab, host: u8, offset: Option<clock::Offset>) -> Result<()> {
+    match offset {
+        None => return Ok(()),
+        Some(clock::Offset(0)) => lab.clocks.remove(&host),
+        Some(offset) => lab.clocks.insert(host, offset),
+    };
+    lab.write()
 }
 
 fn programs_in(directory: Option<PathBuf>) -> Result<PathBuf> {
@@ -413,6 +468,7 @@ fn down(base: &Path, name: &str) -> Result<()> {
     cgroup.destroy().context("cannot remove the lab's cgroup")?;
     network::remove_all(name)?;
     let directory = base.join(name);
+    disk::unmount_all(&directory)?;
     if let Ok(lab) = Lab::read(base, name) {
         network::restore_forwarding(&lab.forwarding_before)?;
         for path in &lab.mount_points {
@@ -464,7 +520,7 @@ fn list(base: &Path) -> Result<()> {
 
 fn status(lab: &Lab) -> Result<()> {
     let mut rows = vec![
-        ["HOST", "ADDR", "POWER", "SERVES", "LINE"]
+        ["HOST", "ADDR", "POWER", "SERVES", "WRONG ON PURPOSE"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -475,15 +531,15 @@ fn status(lab: &Lab) -> Result<()> {
             "off"
         };
         let serves = if serving::answers(lab, host) { "yes" } else { "no" };
-        let line = lab.slow.get(&host).map_or_else(String::new, |slow| {
-            format!("{} ms slower, {} % lost", slow.latency_ms, slow.loss_percent)
-        });
+        let slow = lab.slow.get(&host).map(Slow::to_string);
+        let clock = lab.clocks.get(&host).map(|offset| format!("clock {offset}"));
+        let wrong: Vec<String> = slow.into_iter().chain(clock).collect();
         rows.push(vec![
             host_name(host),
             lab.address(host).to_string(),
             power.into(),
             serves.into(),
-            line,
+            wrong.join(", "),
         ]);
     }
     print!("{}", table(&rows));

@@ -101,11 +101,7 @@ pub fn connect(lab: &Lab, host: u8) -> Result<()> {
             lab.address(host),
             lab.machine_address()
         ),
-    )?;
-    match lab.slow.get(&host) {
-        Some(slow) => make_slow(lab, host, *slow),
-        None => Ok(()),
-    }
+    )
 }
 
 /// Takes a host's plug out: nothing that its dying processes still say is heard.
@@ -181,21 +177,30 @@ pub fn make_slow(lab: &Lab, host: u8, slow: Slow) -> Result<()> {
     match queue(&switch, &port).and_then(|_| queue(&inside, "eth0")) {
         Ok(_) => Ok(()),
         Err(_) if slow.latency_ms == 0 => {
-            // nft takes no comparison that is always true.
-            let chance = match (slow.loss_percent * 100.0).round() as u32 {
-                10_000.. => String::new(),
-                part => format!("numgen random mod 10000 < {part} "),
-            };
-            for direction in ["iifname", "oifname"] {
-                rule(lab, "losses", &format!("{direction} \"{port}\" {chance}drop"))?;
-            }
-            Ok(())
+            let mut all = lab.slow.clone();
+            all.insert(host, slow);
+            let rules: String = all.iter().map(|(host, slow)| losses(*host, slow)).collect();
+            nft(Some(&switch), &format!("flush chain bridge lab losses\n{rules}"))
         }
         Err(error) => Err(error.context(
             "cannot delay packets\nhint: this needs the kernel's netem (CONFIG_NET_SCH_NETEM); --loss alone \
              works without it",
         )),
     }
+}
+
+/// Rules that lose a part of what goes to and comes from a host.
+fn losses(host: u8, slow: &Slow) -> String {
+    // nft takes no comparison that is always true.
+    let chance = match (slow.loss_percent * 100.0).round() as u32 {
+        0 => return String::new(),
+        10_000.. => String::new(),
+        part => format!("numgen random mod 10000 < {part} "),
+    };
+    let port = host_name(host);
+    ["iifname", "oifname"]
+        .map(|direction| format!("add rule bridge lab losses {direction} \"{port}\" {chance}drop\n"))
+        .concat()
 }
 
 pub fn heal(lab: &Lab) -> Result<()> {

@@ -174,6 +174,17 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Frame<'_>> {
     })
 }
 
+/// The entries whose frames follow one another in `bytes`, up to its very end; none where anything of it is damaged.
+pub(crate) fn decode_entries(mut bytes: &[u8]) -> Option<Vec<Entry>> {
+    let mut entries = Vec::new();
+    while !bytes.is_empty() {
+        let frame = decode(bytes)?;
+        entries.extend(decode_entry(&frame).ok()?);
+        bytes = &bytes[frame.bytes()..];
+    }
+    Some(entries)
+}
+
 /// The entry in a frame; none in a frame that only marks what is committed.
 pub(crate) fn decode_entry(frame: &Frame) -> Result<Option<Entry>, serde_json::Error> {
     let payload = match frame.kind {

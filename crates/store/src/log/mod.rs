@@ -30,7 +30,7 @@ use index::{Index, Stretch, next_index};
 use recovery::LogDamage;
 use writer::{Job, Writer};
 
-mod frame;
+pub(crate) mod frame;
 mod index;
 mod recovery;
 #[cfg(test)]
