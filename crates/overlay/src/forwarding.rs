@@ -33,6 +33,11 @@ pub(crate) fn is_ipv6_there() -> bool {
     })
 }
 
+/// Whether it is on, or can be switched on: in a container `/proc/sys` may be for reading only.
+pub(crate) fn is_ipv6_possible() -> bool {
+    ipv6().is_ok_and(|is_on| is_on || fs::OpenOptions::new().write(true).open(IPV6).is_ok())
+}
+
 pub(crate) fn ipv4() -> Result<bool, Error> {
     read(IPV4)
 }

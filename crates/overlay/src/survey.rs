@@ -32,6 +32,8 @@ pub(crate) fn possible(config: Config) -> Result<Config, Error> {
     }
     let why_not = if !forwarding::is_ipv6_there() {
         Some("the kernel has it switched off".to_owned())
+    } else if !forwarding::is_ipv6_possible() {
+        Some("net.ipv6.conf.all.forwarding cannot be written".to_owned())
     } else {
         let doing = || Error::kernel("looking at the machine's network");
         let mut host = Netlink::open().map_err(doing())?;
