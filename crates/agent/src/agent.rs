@@ -340,6 +340,7 @@ impl Agent {
                         let report = JobReport {
                             state: ReportedState::Down { exit },
                             address: None,
+                            ipv6: None,
                             at: daemon::now(),
                         };
                         set_down(&entry, report);

@@ -3,7 +3,11 @@
 //! The traits exist so that everything above them is tested with a machine made of values; what
 //! they promise is what the shim and the network promise, not more.
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -54,6 +58,8 @@ pub trait Net: Send + Sync + 'static {
     async fn open(&self, leases: Vec<Lease>, map: Map) -> anyhow::Result<Vec<Lease>>;
     fn allocate(&self, app: &str) -> anyhow::Result<Lease>;
     async fn attach(&self, pid: u32, lease: &Lease) -> anyhow::Result<()>;
+    /// The job's other address, where jobs have one.
+    fn ipv6(&self, address: Ipv4Addr) -> Option<Ipv6Addr>;
     /// Takes a lease back, attached or not.
     async fn detach(&self, lease: &Lease) -> anyhow::Result<()>;
     /// Takes a new map of the other hosts.
@@ -183,6 +189,11 @@ impl Net for OverlayNet {
             .await
             .map(drop)
             .map_err(with_hint)
+    }
+
+    fn ipv6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let prefix = self.network.get()?.config().ipv6?;
+        Some(prefix.address(address))
     }
 
     async fn detach(&self, lease: &Lease) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@
 //! [`SETTLE`], so that a process that crashes at once (a missing module, a bad setting) never
 //! replaces a good one; a one-off job is up when it runs.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use api::host::{HostJob, HostPort};
@@ -91,6 +92,15 @@ pub fn readiness(job: &HostJob) -> Readiness {
     } else {
         Readiness::Running
     }
+}
+
+/// What is asked whether it takes connections.
+pub fn ports(readiness: &Readiness) -> BTreeSet<u16> {
+    let Readiness::Checks(checks) = readiness else {
+        return BTreeSet::new();
+    };
+    let is_port = |check: &&Check| !matches!(check.probe, Probe::Command { .. });
+    checks.iter().filter(is_port).map(|check| check.port).collect()
 }
 
 fn check_of(port: &HostPort) -> Check {

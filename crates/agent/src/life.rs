@@ -21,7 +21,7 @@ use crate::{
     health,
     image_check::Asker,
     monitor::{self, Change, Subject},
-    spec,
+    probe, spec,
     start::{self, Failed, Running, STOPPED_BEFORE},
     table::{Entry, Phase},
     volumes,
@@ -150,6 +150,9 @@ pub async fn supervise(
                 stopper = Some(stop(&agent, &entry, grace));
             }
             Some(change) = changes.recv(), if watcher.is_some() => {
+                if matches!(change, Change::Up | Change::StillUp) {
+                    look_for_ipv6(&agent, &entry, address, pid);
+                }
                 heed(&agent, &entry, change, &mut progress);
             }
             _ = poll.tick(), if is_waiting && stopper.is_none() => {
@@ -207,6 +210,9 @@ fn begin(
         view.started_at = Some(started_at);
     });
     entry.announce("start");
+    if was_up {
+        look_for_ipv6(agent, entry, address, pid);
+    }
     report(
         entry,
         if was_up {
@@ -249,6 +255,17 @@ fn asker(agent: &Agent, entry: &Entry) -> Asker {
     }
 }
 
+/// Finds out whether the job answers by its other address, too. Not by asking it: an app would see a connection that
+/// nobody needs.
+fn look_for_ipv6(agent: &Agent, entry: &Entry, address: Ipv4Addr, pid: u32) {
+    let ports = health::ports(&health::readiness(&entry.job));
+    let other = agent.net.ipv6(address).filter(|other| {
+        let open = probe::ports_of_ipv6(pid, *other).unwrap_or_default();
+        !ports.is_empty() && ports.is_subset(&open)
+    });
+    entry.change(|view| view.ipv6 = other);
+}
+
 fn heed(agent: &Agent, entry: &Arc<Entry>, change: Change, progress: &mut Progress) {
     match change {
         Change::Up => {
@@ -259,6 +276,7 @@ fn heed(agent: &Agent, entry: &Arc<Entry>, change: Change, progress: &mut Progre
             }
             report(entry, ReportedState::Up);
         }
+        Change::StillUp => report_ipv6(entry),
         Change::Unhealthy { is_to_be_killed } => {
             warn!(job = %entry.id, is_to_be_killed, "job is unhealthy");
             report(entry, ReportedState::Unhealthy);
@@ -345,6 +363,7 @@ pub async fn finish(agent: &Arc<Agent>, entry: &Arc<Entry>, progress: &Progress,
     let report = JobReport {
         state,
         address,
+        ipv6: None,
         at: end.at,
     };
     let (disk, id, kept) = (agent.disk.clone(), entry.id, report.clone());
@@ -376,11 +395,25 @@ fn report(entry: &Entry, state: ReportedState) {
         state => state,
     };
     entry.change(|view| {
+        let ipv6 = view.ipv6.filter(|_| state == ReportedState::Up);
         view.report = Some(JobReport {
             state,
             address: view.address,
+            ipv6,
             at: daemon::now(),
         });
+    });
+}
+
+/// What came to light since the job was reported as up.
+fn report_ipv6(entry: &Entry) {
+    entry.change(|view| {
+        let ipv6 = view.ipv6;
+        if let Some(report) = &mut view.report
+            && report.state == ReportedState::Up
+        {
+            report.ipv6 = ipv6;
+        }
     });
 }
 

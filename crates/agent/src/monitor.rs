@@ -23,8 +23,14 @@ const EXCUSE_PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     Up,
-    Unhealthy { is_to_be_killed: bool },
-    Never { why: String },
+    /// Said once, some time after it came up: what it opened after its first port is open by now.
+    StillUp,
+    Unhealthy {
+        is_to_be_killed: bool,
+    },
+    Never {
+        why: String,
+    },
 }
 
 /// The job whose health is watched.
@@ -90,13 +96,19 @@ async fn port(
     changes: &mpsc::Sender<Change>,
 ) {
     let begin = Instant::now();
+    let mut has_come_up = false;
     let mut health = Health::new(check, subject.was_up);
     loop {
         tokio::time::sleep(health.pause(begin.elapsed())).await;
         let result = asker.ask(subject, check).await;
-        let Some(verdict) = health.hear(result.is_ok(), begin.elapsed()) else {
+        let is_ok = result.is_ok();
+        let Some(verdict) = health.hear(is_ok, begin.elapsed()) else {
+            if is_ok && std::mem::take(&mut has_come_up) && changes.send(Change::StillUp).await.is_err() {
+                return;
+            }
             continue;
         };
+        has_come_up |= verdict == Verdict::Up;
         let change = match (&verdict, result) {
             (Verdict::Never, Err(failure)) => Some(Change::Never {
                 why: why(subject.pid, check, &failure, begin.elapsed()),

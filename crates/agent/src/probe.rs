@@ -4,8 +4,9 @@
 //! and size.
 
 use std::{
+    collections::BTreeSet,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use bytes::Bytes;
@@ -15,6 +16,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::health::{Check, Probe};
+
+/// The state of a socket that takes connections, as the kernel shows it.
+const LISTEN: &str = "0A";
 
 /// As much of an answer is looked at for the bytes that it should contain.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -125,6 +129,33 @@ pub fn listening(pid: u32) -> io::Result<Vec<Listening>> {
     Ok(all)
 }
 
+/// The ports on which a container takes connections to its IPv6 address.
+pub fn ports_of_ipv6(pid: u32, address: Ipv6Addr) -> io::Result<BTreeSet<u16>> {
+    Ok(parse_ipv6(
+        &std::fs::read_to_string(format!("/proc/{pid}/net/tcp6"))?,
+        address,
+    ))
+}
+
+/// Those on all addresses, and on this one: a socket for IPv4 alone may be in that list too, as `::ffff:0.0.0.0`.
+fn parse_ipv6(text: &str, address: Ipv6Addr) -> BTreeSet<u16> {
+    let words = |address: Ipv6Addr| -> String {
+        let word = |bytes: &[u8]| {
+            let word = u32::from_ne_bytes(bytes.try_into().expect("chunks of four"));
+            format!("{word:08X}")
+        };
+        address.octets().chunks(4).map(word).collect()
+    };
+    let wanted = [Ipv6Addr::UNSPECIFIED, address].map(words);
+    let line = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (own, port) = fields.nth(1)?.split_once(':')?;
+        (fields.nth(1)? == LISTEN && wanted.iter().any(|wanted| wanted == own)).then_some(())?;
+        u16::from_str_radix(port, 16).ok()
+    };
+    text.lines().skip(1).filter_map(line).collect()
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listening {
     pub port: u16,
@@ -133,7 +164,6 @@ pub struct Listening {
 
 /// `/proc/net/tcp` and `tcp6`: addresses are hexadecimal, in words of four bytes in the machine's order.
 fn parse(text: &str) -> Vec<Listening> {
-    const LISTEN: &str = "0A";
     let line = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
         let local = fields.nth(1)?;
@@ -276,6 +306,21 @@ mod tests {
         let listening = |port, is_loopback| Listening { port, is_loopback };
         assert_eq!(parse(text), [listening(8080, true), listening(3000, false)]);
         assert_eq!(parse(six), [listening(80, true), listening(81, false)]);
+    }
+
+    #[test]
+    fn only_what_takes_connections_by_ipv6_is_found() {
+        let text = "h\n0: 00000000000000000000000001000000:0050 0:0 0A x\n\
+                    1: 00000000000000000000000000000000:1F90 0:0 0A x\n\
+                    2: 0000000000000000FFFF000000000000:1F91 0:0 0A x\n\
+                    3: 563412FD00009A780000000002006464:1F92 0:0 0A x\n\
+                    4: 00000000000000000000000000000000:1F93 0:0 01 x\n";
+        let own = "fd12:3456:789a::6464:2".parse().unwrap();
+        assert_eq!(parse_ipv6(text, own), [8080, 8082].into());
+        assert_eq!(
+            parse_ipv6(text, "fd12:3456:789a::6464:3".parse().unwrap()),
+            [8080].into()
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -42,6 +42,8 @@ pub enum Phase {
 pub struct View {
     pub phase: Phase,
     pub address: Option<IpAddr>,
+    /// Its other address, if it is known to answer there.
+    pub ipv6: Option<Ipv6Addr>,
     pub pid: Option<u32>,
     pub created_at: Timestamp,
     pub started_at: Option<Timestamp>,
@@ -214,6 +216,7 @@ impl Table {
         let view = View {
             phase: Phase::Starting,
             address: None,
+            ipv6: None,
             pid: None,
             created_at,
             started_at: None,

@@ -4,7 +4,10 @@
 //! follows a stream of [`Assignment`]s and answers with [`JobReport`]s. Both sides may be restarted
 //! at any moment and say everything again, so all of it is idempotent.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 use types::{
@@ -356,6 +359,9 @@ pub struct JobReport {
     pub state: ReportedState,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
+    /// Its other address, once it is up, if all that it listens on can be reached by that as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Addr>,
     /// When it happened, by the host's clock.
     pub at: Timestamp,
 }

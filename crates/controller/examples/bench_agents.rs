@@ -224,6 +224,7 @@ async fn agent(index: usize, address: SocketAddr, heard: UnboundedSender<()>) {
                 }
                 let report = JobReport {
                     state,
+                    ipv6: None,
                     address: Some(
                         [
                             100,

@@ -182,13 +182,17 @@ fn instances(state: &State) -> BTreeMap<String, Vec<Found>> {
             continue;
         };
         for (name, port) in host_job::services(&app.name, &job.process_type, process) {
-            let meta = BTreeMap::from([
+            let mut meta = BTreeMap::from([
                 ("FLYNN_APP_ID".to_owned(), app.id.to_string()),
                 ("FLYNN_APP_NAME".to_owned(), app.name.clone()),
                 ("FLYNN_JOB_ID".to_owned(), job.reference().to_string()),
                 ("FLYNN_PROCESS_TYPE".to_owned(), job.process_type.clone()),
                 ("FLYNN_RELEASE_ID".to_owned(), release.id.to_string()),
             ]);
+            if let Some(ipv6) = job.ipv6 {
+                let other = SocketAddr::new(ipv6.into(), port.port);
+                meta.insert(Instance::IPV6.to_owned(), other.to_string());
+            }
             let instance = Instance {
                 id: format!("{}-{}", job.id, port.port),
                 addr: SocketAddr::new(address, port.port).to_string(),

@@ -80,7 +80,10 @@ fn reports(state: &State) -> Vec<Change> {
     for job in state.jobs.values().filter(|job| is_up(job)) {
         let mut report = |change| reports.push(Change::Job { job: job.id, change });
         match job.state {
-            JobState::Starting => report(JobChange::Up { address: job.address }),
+            JobState::Starting => report(JobChange::Up {
+                address: job.address,
+                ipv6: job.ipv6,
+            }),
             JobState::Stopping => {
                 report(JobChange::Drained);
                 report(JobChange::Down {

@@ -97,14 +97,17 @@ pub fn answer(
             }
         }
     };
+    let addr = |instance: &Instance| match question.kind {
+        // Only instances that answer there: a client that prefers IPv6 must not find the others dead.
+        QuestionKind::Aaaa => {
+            let other = instance.meta.get(Instance::IPV6).unwrap_or(&instance.addr);
+            other.parse::<SocketAddr>().ok().filter(SocketAddr::is_ipv6)
+        }
+        _ => instance.addr.parse().ok(),
+    };
     let mut places: Vec<(SocketAddr, String)> = found
         .iter()
-        .filter_map(|instance| {
-            Some((
-                instance.addr.parse().ok()?,
-                format!("{}.{}", instance.id, service_of(before)),
-            ))
-        })
+        .filter_map(|instance| Some((addr(instance)?, format!("{}.{}", instance.id, service_of(before)))))
         .collect();
     if !places.is_empty() {
         let start = turn % places.len();
@@ -170,7 +173,10 @@ mod tests {
             id: id.into(),
             addr: format!("100.100.0.{last}:8080"),
             proto: "tcp".into(),
-            meta: BTreeMap::new(),
+            meta: match last % 2 {
+                0 => BTreeMap::new(),
+                _ => [(Instance::IPV6.to_owned(), format!("[fd00::6464:{last}]:8080"))].into(),
+            },
             index: u64::from(last),
         };
         let instances = (2..7).map(|last| instance(&format!("i{last}"), last)).collect();
@@ -212,7 +218,10 @@ mod tests {
         use QuestionKind::*;
         check("shop-web.discoverd.", A, 0, "100.100.0.2 100.100.0.3 100.100.0.4");
         check("SHOP-WEB.Discoverd", A, 4, "100.100.0.6 100.100.0.2 100.100.0.3");
-        check("shop-web.discoverd", Aaaa, 0, "");
+        check("shop-web.discoverd", Aaaa, 0, "fd00::6464:3 fd00::6464:5");
+        check("shop-web.discoverd", Aaaa, 1, "fd00::6464:5 fd00::6464:3");
+        check("leader.shop-web.discoverd", Aaaa, 0, "");
+        check("i5.shop-web._i.discoverd", Aaaa, 0, "fd00::6464:5");
         check("leader.shop-web.discoverd", A, 3, "100.100.0.4");
         check("i5.shop-web._i.discoverd", A, 0, "100.100.0.5");
         check(

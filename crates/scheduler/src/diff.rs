@@ -249,6 +249,7 @@ fn new_job(
         waiting,
         stop_reason: None,
         is_drained: false,
+        ipv6: None,
         address: None,
         is_unhealthy: false,
         exit: None,

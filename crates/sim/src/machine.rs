@@ -354,7 +354,10 @@ impl World {
             .filter(|(_, process)| due(process))
             .filter_map(|(job, process)| {
                 let change = match process.stage {
-                    Stage::Up => JobChange::Up { address: None },
+                    Stage::Up => JobChange::Up {
+                        address: None,
+                        ipv6: None,
+                    },
                     Stage::Ended => JobChange::Down {
                         exit: process.exit.clone()?,
                     },

@@ -1,6 +1,9 @@
 //! Commands: what can be asked of the state, and what it answers.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 use types::{
@@ -286,6 +289,9 @@ pub enum JobChange {
     },
     Up {
         address: Option<IpAddr>,
+        /// Its other address, if it is to be reached by that as well.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ipv6: Option<Ipv6Addr>,
     },
     Unhealthy,
     Stop {

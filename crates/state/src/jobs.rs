@@ -1,6 +1,10 @@
 //! Jobs: they only ever move towards their end.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use types::{AppId, DeploymentStatus, Exit, Job, JobId, JobState, Timestamp};
 
@@ -144,6 +148,11 @@ fn looks_the_same(before: &Job, after: &Job) -> bool {
     shown(before) == shown(after)
 }
 
+/// Whether its host, which alone knows addresses, has found out since by which the job is to be reached.
+fn says_otherwise(job: &Job, address: Option<IpAddr>, ipv6: Option<Ipv6Addr>) -> bool {
+    address.is_some() && job.ipv6 != ipv6
+}
+
 /// Changes the job, or says that the change comes too late to matter.
 fn move_on(job: &mut Job, at: Timestamp, change: JobChange) -> bool {
     let state = job.state;
@@ -165,14 +174,18 @@ fn move_on(job: &mut Job, at: Timestamp, change: JobChange) -> bool {
             job.address = address.or(job.address);
             true
         }
-        JobChange::Up { address }
-            if state == JobState::Starting || (state == JobState::Up && job.is_unhealthy) =>
+        JobChange::Up { address, ipv6 }
+            if state == JobState::Starting
+                || (state == JobState::Up && (job.is_unhealthy || says_otherwise(job, address, ipv6))) =>
         {
             job.state = JobState::Up;
             job.is_unhealthy = false;
             job.started_at = job.started_at.or(Some(at));
             job.up_at = job.up_at.or(Some(at));
             job.address = address.or(job.address);
+            if address.is_some() {
+                job.ipv6 = ipv6;
+            }
             true
         }
         JobChange::Unhealthy if state == JobState::Up && !job.is_unhealthy => {

@@ -1,6 +1,10 @@
 //! A job: one process in one container, from the wish for it to its end.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +187,9 @@ pub struct Job {
     /// Where it listens, once it has an address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
+    /// Its other address, while all that it listens on can be reached by that as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Addr>,
     /// Whether its last health checks failed, while it is up.
     #[serde(default)]
     pub is_unhealthy: bool,

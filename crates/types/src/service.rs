@@ -19,6 +19,11 @@ pub struct Instance {
     pub index: u64,
 }
 
+impl Instance {
+    /// Metadata: where it answers by IPv6, `[IP]:PORT`; missing where it does not.
+    pub const IPV6: &str = "FLYNN_IPV6";
+}
+
 /// Data that a service keeps about itself, changed by compare-and-set on `index`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ServiceMeta {

@@ -343,6 +343,10 @@ impl Net for Machine {
         Ok(())
     }
 
+    fn ipv6(&self, _: std::net::Ipv4Addr) -> Option<std::net::Ipv6Addr> {
+        None
+    }
+
     async fn apply(&self, map: overlay::Map) -> anyhow::Result<()> {
         self.inner.fuse.burn().await;
         *self.inner.map.lock().unwrap() = map;

@@ -48,6 +48,7 @@ pub async fn report_job(
         },
         ReportedState::Up => JobChange::Up {
             address: report.address,
+            ipv6: report.ipv6,
         },
         ReportedState::Unhealthy => JobChange::Unhealthy,
         ReportedState::Down { exit } => JobChange::Down { exit },

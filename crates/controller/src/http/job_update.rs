@@ -47,7 +47,10 @@ pub async fn put(
     let change = match update.state.as_str() {
         "pending" | "blocked" => None,
         "starting" => Some(JobChange::Started { address: None }),
-        "up" => Some(JobChange::Up { address: None }),
+        "up" => Some(JobChange::Up {
+            address: None,
+            ipv6: None,
+        }),
         "stopping" => Some(JobChange::Stop {
             reason: StopReason::Killed,
         }),

@@ -210,6 +210,7 @@ pub fn one_off(
         waiting: String::new(),
         stop_reason: None,
         is_drained: false,
+        ipv6: None,
         address: None,
         is_unhealthy: false,
         exit: None,

@@ -365,6 +365,7 @@ impl World {
                     };
                     let report = JobReport {
                         state,
+                        ipv6: None,
                         address: Some([127, 0, 0, 2].into()),
                         at: daemon::now(),
                     };

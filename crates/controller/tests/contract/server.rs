@@ -223,6 +223,7 @@ async fn run_jobs(controller: api::Controller) {
         for state in states {
             let report = JobReport {
                 state,
+                ipv6: None,
                 address: Some([100, 100, 0, 2].into()),
                 at: daemon::now(),
             };

@@ -134,6 +134,7 @@ pub fn job(name: &str, release: &str, process_type: &str) -> Job {
         waiting: String::new(),
         stop_reason: None,
         is_drained: false,
+        ipv6: None,
         address: None,
         is_unhealthy: false,
         exit: None,

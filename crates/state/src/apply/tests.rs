@@ -75,6 +75,7 @@ pub(super) fn job(n: u128, app: u128, release: u128, process_type: &str) -> Job 
         waiting: String::new(),
         stop_reason: None,
         is_drained: false,
+        ipv6: None,
         address: None,
         is_unhealthy: false,
         exit: None,
@@ -231,7 +232,13 @@ fn deletion_waits_for_the_jobs_and_takes_everything_along() {
             new_volumes: vec![],
         },
     );
-    world.job(50, JobChange::Up { address: None });
+    world.job(
+        50,
+        JobChange::Up {
+            address: None,
+            ipv6: None,
+        },
+    );
     world.ok(Change::DeleteApp { app: AppId(id(1)) });
     assert_eq!(world.0.jobs[&JobId(id(50))].state, JobState::Stopping);
     let finish = Change::FinishAppDeletion { app: AppId(id(1)) };
@@ -300,13 +307,47 @@ fn a_first_deployment_is_complete_at_once_and_a_second_one_waits_for_jobs() {
 }
 
 #[test]
+fn a_jobs_other_address_is_what_its_host_said_last() {
+    let mut world = World::with_app();
+    world.ok(Change::CreateJob {
+        job: job(50, 1, 10, "web"),
+    });
+    world.job(
+        50,
+        JobChange::Place {
+            host: "host0".parse().unwrap(),
+            volumes: vec![],
+            new_volumes: vec![],
+        },
+    );
+    let other = Some("fd00::6464:2".parse().unwrap());
+    // Up; found out later; said again; by somebody who knows no addresses; no longer so.
+    for (address, ipv6, expected) in [
+        (Some([100, 100, 0, 2].into()), None, None),
+        (Some([100, 100, 0, 2].into()), other, other),
+        (Some([100, 100, 0, 2].into()), other, other),
+        (None, None, other),
+        (Some([100, 100, 0, 2].into()), None, None),
+    ] {
+        world.job(50, JobChange::Up { address, ipv6 });
+        assert_eq!(world.0.jobs[&JobId(id(50))].ipv6, expected);
+    }
+}
+
+#[test]
 fn a_job_only_moves_towards_its_end() {
     let mut world = World::with_app();
     world.ok(Change::CreateJob {
         job: job(50, 1, 10, "web"),
     });
     let state = |world: &World| world.0.jobs[&JobId(id(50))].state;
-    world.job(50, JobChange::Up { address: None });
+    world.job(
+        50,
+        JobChange::Up {
+            address: None,
+            ipv6: None,
+        },
+    );
     assert_eq!(
         state(&world),
         JobState::Pending,
@@ -324,6 +365,7 @@ fn a_job_only_moves_towards_its_end() {
         50,
         JobChange::Up {
             address: Some([100, 100, 0, 2].into()),
+            ipv6: None,
         },
     );
     world.job(50, JobChange::Unhealthy);
@@ -334,7 +376,13 @@ fn a_job_only_moves_towards_its_end() {
             reason: StopReason::Unwanted,
         },
     );
-    world.job(50, JobChange::Up { address: None });
+    world.job(
+        50,
+        JobChange::Up {
+            address: None,
+            ipv6: None,
+        },
+    );
     assert_eq!(state(&world), JobState::Stopping);
     assert!(!world.0.jobs[&JobId(id(50))].is_drained);
     world.job(50, JobChange::Down { exit: Exit::Code(0) });
