@@ -1,8 +1,8 @@
 //! The configuration of one host: a TOML file, in which everything has a default.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -122,12 +122,13 @@ impl Default for Config {
     fn default() -> Self {
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let both = |port| vec![any(port), SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))];
         Config {
             domain: "flynn.localhost".into(),
             host: String::new(),
             state_dir: StateDir::DEFAULT.into(),
-            http: vec![any(80)],
-            https: vec![any(443)],
+            http: both(80),
+            https: both(443),
             tcp_bind: Ipv4Addr::UNSPECIFIED.into(),
             controller: loopback(1112),
             // The original's port.
@@ -250,7 +251,7 @@ impl Config {
             let address = wish.address.address;
             let hears = |listener: &SocketAddr| {
                 let ip = listener.ip();
-                // One on all IPv6 addresses hears IPv4, too.
+                // One on all IPv6 addresses hears IPv4, too, unless another does.
                 ip.is_unspecified() && (ip.is_ipv6() || address.is_ipv4())
             };
             if !self.http.iter().chain(&self.https).any(hears) {
@@ -354,9 +355,15 @@ impl Config {
             .parse()
             .map_err(|error| anyhow::anyhow!("network.subnet: {error}"))?;
         let mut config = overlay::Config::new(&self.network.interface_prefix, &self.network.table, subnet);
-        let ports = self.http.iter().chain(&self.https).map(SocketAddr::port);
-        config.router_ports = ports.clone().collect();
+        let ports: BTreeSet<u16> = self
+            .http
+            .iter()
+            .chain(&self.https)
+            .map(SocketAddr::port)
+            .collect();
+        config.router_ports = ports.iter().copied().collect();
         config.host_ports = ports
+            .into_iter()
             .map(|port| overlay::HostPort {
                 address: None,
                 protocol: overlay::Protocol::Tcp,
@@ -457,7 +464,11 @@ mod tests {
             "floating = [\"router\"]",
             "floating: \"router\" is no address such as",
         );
-        check("floating = [\"2001:db8::7/64\"]", "such as \"[::]:80\"");
+        check("floating = [\"2001:db8::7/64\"]", "flynn.localhost");
+        check(
+            "floating = [\"2001:db8::7/64\"]\nhttp = [\"0.0.0.0:80\"]\nhttps = []",
+            "such as \"[::]:80\"",
+        );
         check(
             "floating = [\"192.0.2.7/24\"]\nhttp = [\"10.0.0.1:80\"]\nhttps = []",
             "would not hear what comes to the floating address 192.0.2.7",

@@ -23,7 +23,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 /// One message carries the sockets of one address; the kernel takes 253 files in one (`SCM_MAX_FD`).
 const THREADS_MAX: usize = 250;
@@ -77,8 +77,22 @@ impl Sockets {
         let mut opened = Vec::new();
         for (kind, asked) in &wanted {
             let is_open = |group: &Group| (group.about.kind, group.about.asked) == (*kind, *asked);
-            if !self.groups.iter().any(is_open) {
-                opened.push(Group::open(*kind, *asked, threads(config))?);
+            if self.groups.iter().any(is_open) {
+                continue;
+            }
+            // Where both are asked for, each hears its own kind of addresses.
+            let other = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), asked.port());
+            let is_half = asked.ip() == Ipv6Addr::UNSPECIFIED && wanted.contains(&(*kind, other));
+            let open: fn(SocketAddr) -> io::Result<TcpListener> = match is_half {
+                true => listen::open_ipv6_only,
+                false => listen::open,
+            };
+            match Group::open(*kind, *asked, threads(config), open) {
+                Ok(group) => opened.push(group),
+                Err(error) if is_half && listen::is_unknown(&error) => {
+                    tracing::info!(%asked, "the kernel has no IPv6, so the router listens on IPv4 only");
+                }
+                Err(error) => return Err(error).with_context(|| format!("cannot listen on {asked}")),
             }
         }
         self.groups.retain(is_wanted);
@@ -177,11 +191,16 @@ fn receive_message(channel: impl AsFd) -> io::Result<(Message, Vec<OwnedFd>)> {
 }
 
 impl Group {
-    fn open(kind: Kind, asked: SocketAddr, threads: usize) -> anyhow::Result<Group> {
+    fn open(
+        kind: Kind,
+        asked: SocketAddr,
+        threads: usize,
+        open: fn(SocketAddr) -> io::Result<TcpListener>,
+    ) -> io::Result<Group> {
         let mut real = asked;
         let mut listeners = Vec::new();
         for _ in 0..threads {
-            let listener = listen::open(real).with_context(|| format!("cannot listen on {real}"))?;
+            let listener = open(real)?;
             // Port 0 becomes a number with the first socket.
             real = listener.local_addr()?;
             listeners.push(listener);

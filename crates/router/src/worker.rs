@@ -16,7 +16,7 @@ use crate::{connection, tcp};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -246,11 +246,12 @@ impl Worker {
             if self.is_stopping() || self.extra.borrow().contains_key(&key) {
                 continue;
             }
-            let addr = SocketAddr::new(self.config.tcp_bind_ip, key.0);
-            match listen::open(addr).and_then(TcpListener::from_std) {
-                Ok(listener) => {
+            match self.open_port(key.0) {
+                Ok(listeners) => {
                     self.refused_ports.borrow_mut().remove(&key);
-                    let task = spawn_local(self.clone().accept(listener, key.1, key.0));
+                    let accept = |listener| self.clone().accept(listener, key.1, key.0);
+                    let accepting = futures::future::join_all(listeners.into_iter().map(accept));
+                    let task = spawn_local(accepting);
                     self.extra.borrow_mut().insert(key, task.abort_handle());
                 }
                 Err(error) => {
@@ -261,6 +262,21 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// On all addresses, where all of IPv4 are asked for: those of IPv6 as well, if there are any.
+    fn open_port(&self, port: u16) -> std::io::Result<Vec<TcpListener>> {
+        let ip = self.config.tcp_bind_ip;
+        let mut listeners = vec![TcpListener::from_std(listen::open(SocketAddr::new(ip, port))?)?];
+        if ip == Ipv4Addr::UNSPECIFIED {
+            let other = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+            match listen::open_ipv6_only(other) {
+                Ok(listener) => listeners.push(TcpListener::from_std(listener)?),
+                Err(error) if listen::is_unknown(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(listeners)
     }
 
     async fn accept(self: Rc<Self>, listener: TcpListener, kind: Kind, route_port: u16) {

@@ -40,6 +40,40 @@ async fn a_request_reaches_the_app_with_the_forwarding_fields() {
 }
 
 #[tokio::test]
+async fn clients_of_both_kinds_of_addresses_are_heard_and_named() {
+    let four: std::net::SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let six: std::net::SocketAddr = "[::]:0".parse().unwrap();
+    for (listen, from, expected) in [
+        (vec![four, six], "127.0.0.1", "127.0.0.1"),
+        (vec![four, six], "::1", "::1"),
+        // There is no other for IPv4.
+        (vec![six], "127.0.0.1", "127.0.0.1"),
+        (vec![six], "::1", "::1"),
+    ] {
+        let is_last = listen.len() == 2 && from == "::1";
+        let world = World::shop(
+            router::Config {
+                http_listen: listen.clone(),
+                ..config()
+            },
+            &[echo().await],
+        )
+        .await;
+        let place = world.running.http[usize::from(is_last)];
+        let to = std::net::SocketAddr::new(from.parse().unwrap(), place.port());
+        let mut client = Client::connect(to).await;
+        client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+        let answer = client.answer().await;
+        let line = format!("X-Forwarded-For: {expected}\r\n");
+        assert!(
+            answer.text().contains(&line),
+            "{listen:?} {from}: {}",
+            answer.text()
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_request_id_that_could_forge_a_log_line_is_replaced() {
     let world = World::shop(config(), &[echo().await]).await;
     let mut client = world.client().await;
