@@ -109,5 +109,15 @@ fn one_living_host_has_the_floating_address() -> Result<()> {
         let count = ALL.into_iter().filter(|host| has_it(&lab, *host)).count();
         Ok((count == 1 && answers(&lab)?).then_some(()))
     })?;
+
+    // A drained host gives it to one that serves.
+    let third = holder(&lab, &ALL)?;
+    let drained = format!("host{third}");
+    lab.exec(third, &["flynn-host", "drain", &drained])?;
+    lab.wait("the address to leave the drained host", || {
+        let is_there = others(third).iter().any(|host| has_it(&lab, *host));
+        Ok((is_there && !has_it(&lab, third) && answers(&lab)?).then_some(()))
+    })?;
+    lab.exec(third, &["flynn-host", "undrain", &drained])?;
     lab.finish()
 }

@@ -377,8 +377,8 @@ impl Engine {
         answer
     }
 
-    /// Gives the lead to the voter that has most of the log, and waits until it has it.
-    pub(crate) async fn hand_over(&self) {
+    /// Gives the lead to the voter that has most of the log, of those that may have it, and waits until it has it.
+    pub(crate) async fn hand_over(&self, may: impl Fn(u64) -> bool) {
         let to = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -392,7 +392,7 @@ impl Engine {
             };
             let others = replication
                 .iter()
-                .filter(|(id, _)| **id != self.node_id && voters.contains(id));
+                .filter(|(id, _)| **id != self.node_id && voters.contains(id) && may(**id));
             let Some((to, _)) = others.max_by_key(|(_, matched)| **matched) else {
                 return;
             };

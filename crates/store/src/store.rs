@@ -124,7 +124,12 @@ impl<M: Machine> Store<M> {
 
     /// Gives the lead to another voter, where there is one that can take it.
     pub async fn hand_over(&self) {
-        self.engine.hand_over().await
+        self.engine.hand_over(|_| true).await
+    }
+
+    /// The same, to one of these.
+    pub async fn hand_over_to(&self, nodes: &BTreeSet<u64>) {
+        self.engine.hand_over(|node| nodes.contains(&node)).await
     }
 
     /// Gives the vote to exactly these followers. Leader only.
@@ -148,7 +153,7 @@ impl<M: Machine> Store<M> {
 
     /// Hands the lead over where somebody can take it, and stops.
     pub async fn shutdown(&self) {
-        self.engine.hand_over().await;
+        self.engine.hand_over(|_| true).await;
         self.engine.halt().await;
     }
 

@@ -1,8 +1,11 @@
 //! The floating address: one that a single living host of the cluster has, for clients that know only one.
 //!
 //! Which host, and when, is decided by [`turn`]; here its decisions are carried out. The host that leads the
-//! cluster has it, as most voters agree on that one already and it is another within two seconds of its death.
+//! cluster has it, as most voters agree on that one already and it is another within two seconds of its death. Where
+//! that one's router does not serve, or the host is drained, [`moving`] has another lead.
 
+mod health;
+mod moving;
 mod turn;
 
 use std::{collections::BTreeMap, net::SocketAddr, str::FromStr};
@@ -10,6 +13,7 @@ use std::{collections::BTreeMap, net::SocketAddr, str::FromStr};
 use anyhow::{Context, Result};
 use api::peers::FloatingView;
 use daemon::Shutdown;
+use moving::Moving;
 use overlay::floating::{self, FloatingAddress};
 use tokio::{sync::watch, time::Instant};
 use turn::{Act, Seen, Turn};
@@ -48,6 +52,8 @@ pub struct Keeper {
     told: watch::Sender<Vec<FloatingView>>,
     /// What went wrong last with each, to say it once.
     troubles: BTreeMap<String, String>,
+    /// Where routers tell whether they serve; the same on all hosts that could have an address.
+    http_port: u16,
 }
 
 impl Keeper {
@@ -72,6 +78,7 @@ impl Keeper {
             own,
             told,
             troubles: BTreeMap::new(),
+            http_port: config.http_port(),
         };
         Ok((keeper, telling))
     }
@@ -84,12 +91,22 @@ impl Keeper {
         }
         let began = Instant::now();
         let mut leadership = store.leadership();
+        let mut moving = Moving::default();
+        // Asking takes time, which renewing does not have.
+        let (serving, serves) = watch::channel(true);
+        let watching = tokio::spawn(health::watch(self.http_port, serving, shutdown.clone()));
+        let mut handed_on: Option<Instant> = None;
         loop {
             let leads = *leadership.borrow_and_update();
             let status = store.status();
             let is_only_voter = leads && status.voters.iter().all(|voter| voter.id == status.node_id);
             for index in 0..self.all.len() {
+                let is_going = !leads && handed_on.is_some_and(|at| at.elapsed() < turn::LEFT_FOR);
                 let act = |wish: &Floating, turn: &mut Turn| {
+                    // It answers here until the next has it.
+                    if is_going {
+                        return turn.leave();
+                    }
                     turn.look(Seen {
                         now: began.elapsed(),
                         leads,
@@ -98,6 +115,10 @@ impl Keeper {
                     })
                 };
                 self.each(index, act);
+            }
+            if moving.look(began.elapsed(), leads, *serves.borrow()) {
+                handed_on = Some(Instant::now());
+                tokio::spawn(hand_on(store.clone(), self.http_port));
             }
             let pause = match self.told.borrow().iter().all(|view| view.holder.is_some()) {
                 true => turn::RENEW,
@@ -112,6 +133,7 @@ impl Keeper {
                 _ = shutdown.cancelled() => break,
             }
         }
+        watching.abort();
         for index in 0..self.all.len() {
             self.each(index, |_, turn| turn.leave());
         }
@@ -146,6 +168,18 @@ impl Keeper {
             );
         }
     }
+}
+
+/// Has a host lead whose router serves, and so have the addresses.
+async fn hand_on(store: controller::Store, http_port: u16) {
+    let others = health::others_that_serve(&store, http_port).await;
+    if others.is_empty() {
+        return tracing::warn!(
+            "this host's router does not serve, and there is no other voter whose router does: the floating address stays"
+        );
+    }
+    tracing::info!(to = ?others, "this host's router does not serve: another gets the floating address");
+    store.hand_over_to(&others).await;
 }
 
 fn is_here(wish: &Floating) -> bool {
