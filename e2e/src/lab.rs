@@ -4,10 +4,11 @@
 //! of it is gone afterwards, whether the test passed or not.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::PathBuf,
     process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +25,8 @@ pub struct Lab {
     pub hosts: usize,
     addresses: Vec<String>,
     key: String,
+    /// The host that answered for the API last.
+    answered: AtomicUsize,
     is_gone: bool,
 }
 
@@ -71,6 +74,7 @@ impl Lab {
             hosts,
             addresses: vec![],
             key: String::new(),
+            answered: AtomicUsize::new(1),
             is_gone: false,
         };
         let images =
@@ -189,12 +193,17 @@ impl Lab {
         }
     }
 
-    /// The same by the first host that answers, as somebody with all addresses would do.
+    /// The same by the first host that answers, as somebody with all addresses would do, who stays with the one that
+    /// answered last.
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let mut last = None;
-        for host in 1..=self.hosts {
+        let first = self.answered.load(Ordering::Relaxed);
+        for host in (first..=self.hosts).chain(1..first) {
             match self.api_at(host, method, path, body) {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.answered.store(host, Ordering::Relaxed);
+                    return Ok(answer);
+                }
                 Err(error) => last = Some(error),
             }
         }
@@ -258,7 +267,27 @@ impl Lab {
         })?;
         ensure!(status.0 == "complete", "the deployment failed: {}", status.1);
         self.scale(app, &release["id"], process.name, count)?;
-        self.wait_up(app, count as usize)
+        self.wait_up(app, count as usize)?;
+        match process.is_web {
+            true => self.wait_reached(app, count as usize),
+            false => Ok(()),
+        }
+    }
+
+    /// Until every host's router has had an answer from each of an app's jobs, which say who they are.
+    fn wait_reached(&self, app: &str, count: usize) -> Result<()> {
+        for host in 1..=self.hosts {
+            self.wait(&format!("host{host} to reach all jobs of {app}"), || {
+                let mut found = BTreeSet::new();
+                for _ in 0..4 * count {
+                    let answer = self.page(host, app)?;
+                    ensure!(answer.status == 200, "host{host} answers {}", answer.status);
+                    found.insert(answer.text());
+                }
+                Ok((found.len() == count).then_some(()))
+            })?;
+        }
+        Ok(())
     }
 
     pub fn scale(&self, app: &str, release: &Value, process_type: &str, count: u32) -> Result<()> {

@@ -60,6 +60,13 @@ pub fn init(config: &Config, address: Option<&str>, floating: Vec<String>) -> Re
 }
 
 pub async fn token(config: &Config, ttl: &str) -> Result<()> {
+    let membership = Membership::read(&config.state())?;
+    if membership.is_none() {
+        bail!(
+            "this host does not know by which address others reach it\nhint: run `flynn-host init`, start its daemon \
+             anew, and then make a token"
+        );
+    }
     let new = NewToken {
         ttl_s: seconds(ttl).with_context(|| {
             format!(
@@ -78,7 +85,7 @@ pub async fn token(config: &Config, ttl: &str) -> Result<()> {
         &ca_cert.context("the cluster's authority is missing")?,
         &made.token,
     )?;
-    let own = address::own(config, Membership::read(&config.state())?.as_ref());
+    let own = address::own(config, membership.as_ref());
     println!("{token}");
     eprintln!(
         "\nFor one host, until {}. There, before its daemon is started:\n  flynn-host join {own} --token {token}",

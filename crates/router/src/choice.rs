@@ -5,7 +5,7 @@ use crate::pages::Page;
 use crate::upstream::{self, Upstream};
 use crate::watch::Watch;
 use crate::worker::Worker;
-use routing::{Attempt, BackendIndex, Failure, Forward, Retry, ServiceIndex};
+use routing::{Attempt, BackendIndex, Failure, Forward, Load, Retry, ServiceIndex};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -98,10 +98,11 @@ impl Choice {
                     return Ok(upstream);
                 }
             }
-            match watch
-                .within(worker.config.timeouts.connect, upstream::connect(addr))
-                .await
-            {
+            let limit = match self.has_other(worker) {
+                true => worker.config.timeouts.connect_first,
+                false => worker.config.timeouts.connect,
+            };
+            match watch.within(limit, upstream::connect(addr)).await {
                 Ok(Ok(upstream)) => {
                     self.table.accepted(backend);
                     return Ok(upstream);
@@ -132,6 +133,9 @@ impl Choice {
             is_idempotent,
             is_replayable,
         };
+        if failure == Failure::Unheard {
+            self.table.refused(self.in_flight.backend, worker.now_ms());
+        }
         let answer = self
             .table
             .with_budget(self.service, |budget| routing::retry(&attempt, budget));
@@ -144,6 +148,22 @@ impl Choice {
             }
             Retry::OtherBackend => self.move_on(worker),
         }
+    }
+
+    /// Whether there is a backend beside this one and those that were tried, which takes connections as far as is known.
+    fn has_other(&self, worker: &Worker) -> bool {
+        let own = self.in_flight.backend;
+        let tried: Vec<BackendIndex> = self.tried.iter().copied().chain([own]).collect();
+        let load = self.table.load(worker.now_ms());
+        let next = routing::choose(
+            self.table.table(),
+            self.service,
+            self.is_leader_only,
+            &load,
+            worker.random(),
+            &tried,
+        );
+        next.is_some_and(|backend| !load.is_ejected(backend))
     }
 
     fn move_on(&mut self, worker: &Worker) -> bool {

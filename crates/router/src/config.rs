@@ -61,7 +61,10 @@ pub struct Timeouts {
     pub idle: Duration,
     /// A client that neither reads its response nor sends the body that it announced.
     pub stall: Duration,
+    /// For a connection to a backend, where no other one could take the request.
     pub connect: Duration,
+    /// The same where another one could: a host that is gone refuses nothing, it is just not heard of.
+    pub connect_first: Duration,
     /// Until the head of the response; a service may say otherwise. Heroku's 30 seconds, which apps
     /// are written for.
     pub response: Duration,
@@ -85,6 +88,7 @@ impl Default for Timeouts {
             idle: Duration::from_secs(60),
             stall: Duration::from_secs(60),
             connect: Duration::from_secs(5),
+            connect_first: Duration::from_secs(1),
             response: Duration::from_secs(30),
             backend_idle: Duration::from_secs(4),
             first_table: Duration::from_secs(3),

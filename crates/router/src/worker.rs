@@ -203,6 +203,7 @@ impl Worker {
             .min(timeouts.idle)
             .min(timeouts.stall)
             .min(timeouts.connect)
+            .min(timeouts.connect_first)
             .min(timeouts.response);
         TICK.min(shortest / 4).max(Duration::from_millis(5))
     }

@@ -15,6 +15,8 @@ pub enum Failure {
     ReusedConnectionClosed,
     /// A fresh connection broke before a byte of response.
     ConnectionClosed,
+    /// What was sent was not acknowledged: the backend's host is gone, or the way to it.
+    Unheard,
     /// No response in time. The backend is still at it: a second copy would double its work.
     TimedOut,
     /// Bytes of a response have been received.
@@ -53,7 +55,7 @@ pub enum GiveUp {
 pub fn retry(attempt: &Attempt, budget: &mut Budget) -> Retry {
     let is_safe = match attempt.failure {
         Failure::NotConnected => true,
-        Failure::ReusedConnectionClosed | Failure::ConnectionClosed => {
+        Failure::ReusedConnectionClosed | Failure::ConnectionClosed | Failure::Unheard => {
             !attempt.was_sent || (attempt.is_idempotent && attempt.is_replayable)
         }
         Failure::TimedOut | Failure::ResponseBroken => false,
@@ -149,6 +151,7 @@ mod tests {
         for failure in [
             Failure::ReusedConnectionClosed,
             Failure::ConnectionClosed,
+            Failure::Unheard,
             Failure::TimedOut,
         ] {
             let post = Attempt {
@@ -157,6 +160,12 @@ mod tests {
             };
             assert_eq!(retry(&post, &mut Budget::full()), Retry::No(GiveUp::NotSafe));
         }
+    }
+
+    #[test]
+    fn where_nobody_heard_a_request_another_backend_gets_it() {
+        let get = attempt(Failure::Unheard);
+        assert_eq!(retry(&get, &mut Budget::full()), Retry::OtherBackend);
     }
 
     #[test]

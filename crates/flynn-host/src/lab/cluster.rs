@@ -14,6 +14,12 @@ const TOGETHER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where `flynn` looks in a host, and what it writes there.
 const HOME: &str = "home";
 
+/// The arguments with which a host founds the cluster, one in a line. Without its address other hosts' jobs would be
+/// out of its reach.
+pub fn init_arguments(lab: &Lab, founder: u8) -> String {
+    format!("init\n--address\n{}", lab.address(founder))
+}
+
 /// The arguments with which a host joins, one in a line. Any host that is on will do.
 pub fn join_arguments(lab: &Lab, member: u8) -> Result<String> {
     let token = output(lab, member, &["flynn-host", "token"])?;

@@ -402,10 +402,11 @@ fn up(mut lab: Lab, config: &Config, images: Option<PathBuf>, apart: bool) -> Re
         ))
     };
     for host in lab.all_hosts() {
-        let join = (host > 1 && !apart)
-            .then(|| cluster::join_arguments(&lab, 1))
-            .transpose()
-            .map_err(kept)?;
+        let join = match (apart, host) {
+            (true, _) => None,
+            (false, 1) => Some(cluster::init_arguments(&lab, 1)),
+            (false, _) => Some(cluster::join_arguments(&lab, 1).map_err(kept)?),
+        };
         host::prepare(&lab, host, config, images.as_deref(), join.as_deref()).map_err(kept)?;
         host::start(&lab, host, config).map_err(kept)?;
         steps.done(&format!("{} at {}", host_name(host), lab.address(host)));

@@ -9,6 +9,7 @@ use crate::watch::{TimeIsUp, Watch};
 use crate::worker::Worker;
 use routing::Failure;
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
@@ -134,9 +135,11 @@ fn poll_head(
         }
         match source.poll_fill(cx, &mut upstream.stream) {
             Poll::Ready(Ok(count)) if count > 0 => {}
-            Poll::Ready(_) => {
+            Poll::Ready(ended) => {
+                let is_unheard = ended.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
                 let failure = match (source.is_empty(), upstream.is_reused) {
                     (false, _) => Failure::ResponseBroken,
+                    _ if is_unheard => Failure::Unheard,
                     (true, true) => Failure::ReusedConnectionClosed,
                     (true, false) => Failure::ConnectionClosed,
                 };

@@ -19,6 +19,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use routing::Failure;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -370,6 +371,9 @@ impl Exchange<'_> {
             match filled.await? {
                 Ok(count) if count > 0 => {}
                 _ if !source.is_empty() => return Err(Ended::Failed(Failure::ResponseBroken)),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(Ended::Failed(Failure::Unheard));
+                }
                 _ if is_reused => return Err(Ended::Failed(Failure::ReusedConnectionClosed)),
                 _ => return Err(Ended::Failed(Failure::ConnectionClosed)),
             }
