@@ -11,6 +11,9 @@ use anyhow::{Context, Result};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::Value;
 
+/// A host that is dead does not refuse.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -58,7 +61,7 @@ pub fn call_named(
 }
 
 fn exchange(address: &str, request: &str) -> Result<Answer> {
-    let mut stream = TcpStream::connect(address)?;
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, CONNECT_TIMEOUT)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     stream.write_all(request.as_bytes())?;
     let mut bytes = vec![];
