@@ -19,6 +19,8 @@ use anyhow::{Context, Result, ensure};
 
 /// How long a user waits for a connection, and for an answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who knows only one address has no reason to give it up soon; browsers take longer.
+const ONLY_ADDRESS_TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How users find a host.
@@ -169,8 +171,12 @@ impl Shared {
     fn ask(&self, user: u64, hosts: &[usize]) {
         let at = self.began.elapsed();
         let mut outcome = (hosts[0], Err(anyhow::anyhow!("nothing was tried")));
+        let patience = match self.load.finding {
+            Finding::Only(_) => ONLY_ADDRESS_TIMEOUT,
+            _ => CONNECT_TIMEOUT,
+        };
         for host in hosts {
-            let connected = TcpStream::connect_timeout(&self.address(*host), CONNECT_TIMEOUT);
+            let connected = TcpStream::connect_timeout(&self.address(*host), patience);
             match connected {
                 Ok(stream) => {
                     outcome = (*host, get(stream, &self.load.domain));
