@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tar::{Archive, EntryType};
 
 use super::erofs::{Dir, Entry, Meta, Node, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, Writer};
+use super::sparse::Sparse;
 
 /// Longest file of users or groups that is read.
 const ACCOUNTS_BYTES_MAX: u64 = 1 << 20;
@@ -88,7 +89,7 @@ pub enum Refusal {
     Io(#[from] io::Error),
 }
 
-fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(text: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Archive(text.into()))
 }
 
@@ -110,7 +111,7 @@ pub fn convert(
         entries_max: limits.entries_max,
         is_over: false,
     };
-    let mut tree = Tree::new(Writer::new(output));
+    let mut tree = Tree::new(Writer::new(output), source.bytes_max);
     if let Err(refusal) = tree.fill(&mut source) {
         return Err(match (source.is_over, refusal) {
             (true, _) => Refusal::Archive(format!(
@@ -170,12 +171,12 @@ struct Tree {
     opaque_dirs: Vec<Dir>,
     /// Names that hide one of lower layers.
     hidden: Vec<(Dir, Vec<u8>)>,
-    /// Holes of sparse files are not in the archive, but they are in what it makes.
     file_bytes: u64,
+    bytes_max: u64,
 }
 
 impl Tree {
-    fn new(writer: Writer) -> Tree {
+    fn new(writer: Writer, bytes_max: u64) -> Tree {
         Tree {
             writer,
             contents: Contents::default(),
@@ -183,11 +184,12 @@ impl Tree {
             opaque_dirs: vec![],
             hidden: vec![],
             file_bytes: 0,
+            bytes_max,
         }
     }
 
     fn fill<R: Read>(&mut self, source: &mut Source<R>) -> Result<(), Refusal> {
-        let (entries_max, bytes_max) = (source.entries_max, source.bytes_max);
+        let entries_max = source.entries_max;
         let mut archive = Archive::new(&mut *source);
         for entry in archive.entries()? {
             let entry = entry?;
@@ -195,10 +197,7 @@ impl Tree {
             if self.contents.entries > entries_max {
                 return refuse(format!("it has more than {entries_max} entries"));
             }
-            self.file_bytes = self.file_bytes.saturating_add(entry.size());
-            if self.file_bytes > bytes_max {
-                return refuse(format!("its files are more than {bytes_max} bytes when unpacked"));
-            }
+            self.count(entry.size())?;
             self.entry(entry)?;
         }
         // What stands behind the archive's end belongs to its digest.
@@ -211,9 +210,12 @@ impl Tree {
         if kind.is_pax_global_extensions() {
             return Ok(());
         }
-        let path = entry.path_bytes().into_owned();
+        let (mut meta, sparse) = attributes(&mut entry)?;
+        let path = match &sparse.name {
+            Some(name) => name.clone(),
+            None => entry.path_bytes().into_owned(),
+        };
         let names = names(&path)?;
-        let mut meta = attributes(&mut entry, &path)?;
         let is_dir = kind.is_dir() || (kind.is_file() && path.ends_with(b"/"));
         let Some((name, above)) = names.split_last() else {
             if is_dir {
@@ -252,7 +254,15 @@ impl Tree {
         let node = match kind {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 meta.mode |= S_IFREG;
-                self.file(&mut entry, &meta, above, name)?
+                let size = entry.size();
+                match sparse.bytes() {
+                    Some(bytes) => {
+                        self.count(bytes)?;
+                        let mut filled = sparse.filled(entry, size)?;
+                        self.file(&mut filled, bytes, &meta, above, name)?
+                    }
+                    None => self.file(&mut entry, size, &meta, above, name)?,
+                }
             }
             EntryType::Symlink => {
                 let target = link(&entry, &path)?;
@@ -284,23 +294,35 @@ impl Tree {
         Ok(())
     }
 
-    fn file<R: Read>(
+    /// Holes of sparse files count: they are not in the archive, but they are in what it makes.
+    fn count(&mut self, bytes: u64) -> Result<(), Refusal> {
+        self.file_bytes = self.file_bytes.saturating_add(bytes);
+        match self.file_bytes > self.bytes_max {
+            true => refuse(format!(
+                "its files are more than {} bytes when unpacked",
+                self.bytes_max
+            )),
+            false => Ok(()),
+        }
+    }
+
+    fn file(
         &mut self,
-        entry: &mut tar::Entry<'_, R>,
+        content: &mut impl Read,
+        size: u64,
         meta: &Meta,
         above: &[&[u8]],
         name: &[u8],
     ) -> Result<Node, Refusal> {
-        let size = entry.size();
         let Some(accounts) = self.accounts(above, name) else {
-            return Ok(self.writer.file(meta, size, entry)?);
+            return Ok(self.writer.file(meta, size, content)?);
         };
         if size > ACCOUNTS_BYTES_MAX {
             *accounts = Accounts::Text(String::new());
-            return Ok(self.writer.file(meta, size, entry)?);
+            return Ok(self.writer.file(meta, size, content)?);
         }
         let mut text = Vec::new();
-        entry.read_to_end(&mut text)?;
+        content.read_to_end(&mut text)?;
         *accounts = Accounts::Text(String::from_utf8_lossy(&text).into_owned());
         if text.len() as u64 != size {
             return Err(Refusal::Io(io::ErrorKind::UnexpectedEof.into()));
@@ -430,43 +452,40 @@ fn link<R: Read>(entry: &tar::Entry<'_, R>, path: &[u8]) -> Result<Vec<u8>, Refu
     }
 }
 
-fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>, path: &[u8]) -> Result<Meta, Refusal> {
+fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<(Meta, Sparse), Refusal> {
     // Some tools leave fields blank, which is read as 0 everywhere.
     let (mut uid, mut gid) = (
         entry.header().uid().unwrap_or(0),
         entry.header().gid().unwrap_or(0),
     );
-    let mut xattrs = BTreeMap::new();
+    let (mut xattrs, mut sparse) = (BTreeMap::new(), Sparse::default());
     for extension in entry.pax_extensions()?.into_iter().flatten() {
         let extension = extension?;
         let number = || extension.value().ok().and_then(|text| text.parse().ok());
         match extension.key_bytes() {
             b"uid" => uid = number().unwrap_or(uid),
             b"gid" => gid = number().unwrap_or(gid),
-            key if key.starts_with(b"GNU.sparse.") => {
-                let hint = "pack it without --sparse, or with --format=gnu";
-                return refuse(format!(
-                    "{} is packed as a sparse file of the newer kind: {hint}",
-                    shown(path)
-                ));
-            }
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
                     && is_kept(name)
                 {
                     xattrs.insert(name.to_vec(), extension.value_bytes().to_vec());
                 }
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    sparse.note(key, extension.value_bytes())?;
+                }
             }
         }
     }
     let id = |id: u64| if id < IDS { id as u32 } else { NOBODY };
-    Ok(Meta {
+    let meta = Meta {
         mode: entry.header().mode()? & 0o7777,
         uid: id(uid),
         gid: id(gid),
         mtime: entry.header().mtime().unwrap_or(0),
         xattrs,
-    })
+    };
+    Ok((meta, sparse))
 }
 
 /// Attributes with a meaning within a container. Those of overlayfs itself would let a layer point to

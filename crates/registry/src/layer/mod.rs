@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod converter;
 pub mod erofs;
+mod sparse;
 pub mod worker;
 
 #[cfg(test)]

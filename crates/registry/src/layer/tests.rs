@@ -295,6 +295,50 @@ fn attributes_of_programs_stay_and_those_of_the_host_do_not() {
 }
 
 #[test]
+fn sparse_files_are_unpacked_whichever_way_tar_packed_them() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = (3 << 20) + 77;
+    let holed = File::create(dir.path().join("holed")).unwrap();
+    holed.set_len(bytes).unwrap();
+    for (at, text) in [(0, "begin"), (1 << 20, "middle"), (bytes - 3, "end")] {
+        holed.write_all_at(text.as_bytes(), at).unwrap();
+    }
+    File::create(dir.path().join("empty"))
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    for kind in [
+        "--format=gnu",
+        "--sparse-version=0.0",
+        "--sparse-version=0.1",
+        "--sparse-version=1.0",
+    ] {
+        let format = if kind.starts_with("--sparse") {
+            "--format=posix"
+        } else {
+            kind
+        };
+        let tar = std::process::Command::new("tar")
+            .args(["--create", "--sparse", kind, format, "--directory"])
+            .arg(dir.path())
+            .args(["holed", "empty"])
+            .output()
+            .unwrap();
+        assert!(
+            tar.status.success(),
+            "{kind}: {}",
+            String::from_utf8_lossy(&tar.stderr)
+        );
+        assert!(tar.stdout.len() < 100_000, "{kind} is not sparse");
+        let image = image(&tar.stdout);
+        let expected = std::fs::read(dir.path().join("holed")).unwrap();
+        assert!(image.read("holed") == expected, "{kind}");
+        assert_eq!(image.read("empty"), vec![0; 1 << 20], "{kind}");
+    }
+}
+
+#[test]
 fn runs_of_zeroes_take_no_room() {
     let mut content = vec![0; 40 << 20];
     content[..5].copy_from_slice(b"begin");
@@ -473,8 +517,35 @@ fn what_is_no_archive_is_refused_in_words() {
         Tar::new().raw(EntryType::new(b'V'), b"x", b"", b"").bytes(),
         "a kind that is not known",
     );
-    let sparse = Tar::new().pax(&[("GNU.sparse.major", b"1")]).file("x", b"x");
-    refused(sparse.bytes(), "sparse file of the newer kind");
+    let lies: [&[(&str, &[u8])]; 5] = [
+        &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"0,2")],
+        &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"9,1")],
+        &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"4,1,2")],
+        &[("GNU.sparse.size", b"-9"), ("GNU.sparse.map", b"0,1")],
+        &[
+            ("GNU.sparse.size", b"18446744073709551615"),
+            ("GNU.sparse.map", b"18446744073709551615,1"),
+        ],
+    ];
+    for lie in lies {
+        refused(Tar::new().pax(lie).file("x", b"x").bytes(), "");
+    }
+    let named: [(&str, &[u8]); 3] = [
+        ("GNU.sparse.name", b"../x"),
+        ("GNU.sparse.size", b"1"),
+        ("GNU.sparse.map", b"0,1"),
+    ];
+    refused(
+        Tar::new().pax(&named).file("x", b"x").bytes(),
+        "leads out of the image",
+    );
+    let mut map = b"99999999999\n".to_vec();
+    map.resize(512, b'7');
+    let endless: [(&str, &[u8]); 2] = [("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"9")];
+    refused(
+        Tar::new().pax(&endless).file("x", &map).bytes(),
+        "map does not fit",
+    );
     let attributes = Tar::new()
         .pax(&[("SCHILY.xattr.user.x", &[b'x'; 3000])])
         .file("x", b"x");
