@@ -5,7 +5,7 @@
 //! fails for them failed at a host that took the connection. Nothing is retried.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -117,7 +117,24 @@ impl Chaos {
                     && !list.contains("silent")
                     && list.contains("(leader)");
                 Ok((is_quiet && self.lab.jobs(APP, "up")?.len() == 3).then_some(()))
-            })
+            })?;
+        self.spread()
+    }
+
+    /// One job on each host, as each deed finds it: the scheduler moves nothing back to a host that has returned.
+    fn spread(&self) -> Result<()> {
+        let hosts: BTreeSet<String> = self.lab.jobs(APP, "up")?.into_iter().collect();
+        if hosts.len() < HOSTS {
+            // A job may take its whole grace to end.
+            self.lab.flynn(1, &["-a", APP, "scale", "--no-wait", "web=0"])?;
+            self.lab.wait("no job to be left", || {
+                let ending = self.lab.jobs(APP, "stopping")?.len() + self.lab.jobs(APP, "up")?.len();
+                Ok((ending == 0).then_some(()))
+            })?;
+            self.lab
+                .flynn(1, &["-a", APP, "scale", &format!("web={HOSTS}")])?;
+        }
+        Ok(())
     }
 
     fn mend(&self) -> Result<()> {
