@@ -155,29 +155,26 @@ impl Choice {
         let own = self.in_flight.backend;
         let tried: Vec<BackendIndex> = self.tried.iter().copied().chain([own]).collect();
         let load = self.table.load(worker.now_ms());
-        let next = routing::choose(
+        self.next(worker, &tried)
+            .is_some_and(|backend| !load.is_ejected(backend))
+    }
+
+    /// A backend that was not tried.
+    fn next(&self, worker: &Worker, tried: &[BackendIndex]) -> Option<BackendIndex> {
+        routing::choose(
             self.table.table(),
             self.service,
             self.is_leader_only,
-            &load,
+            &self.table.load(worker.now_ms()),
             worker.random(),
-            &tried,
-        );
-        next.is_some_and(|backend| !load.is_ejected(backend))
+            tried,
+        )
     }
 
     fn move_on(&mut self, worker: &Worker) -> bool {
         self.tried.push(self.in_flight.backend);
         loop {
-            let load = self.table.load(worker.now_ms());
-            let next = routing::choose(
-                self.table.table(),
-                self.service,
-                self.is_leader_only,
-                &load,
-                worker.random(),
-                &self.tried,
-            );
+            let next = self.next(worker, &self.tried);
             let Some(backend) = next else { return false };
             match InFlight::begin(&self.table, &worker.shared, backend) {
                 Some(in_flight) => {

@@ -40,6 +40,7 @@ pub mod http1;
 pub use config::{CertificatePem, Config, Limits, Timeouts};
 pub use feed::{ControllerFeed, Feed};
 pub use listen::Kind;
+pub use prepare::HEALTH_PATH;
 pub use sockets::Sockets;
 
 use anyhow::Context;

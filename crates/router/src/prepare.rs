@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Answered by every router, whatever name it is asked by: load balancers often know none.
-const HEALTH_PATH: &str = "/.well-known/flynn/health";
+pub const HEALTH_PATH: &str = "/.well-known/flynn/health";
 
 /// Where a connection came in.
 #[derive(Clone, Copy, Debug)]

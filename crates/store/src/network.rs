@@ -197,10 +197,14 @@ fn decode_append(message: &[u8]) -> Result<AppendEntriesRequest<Types>, ReceiveE
     let length = u32::from_le_bytes(*length) as usize;
     let (head, entries) = rest.split_at_checked(length).ok_or(ReceiveError::Damaged)?;
     let head: AppendHead = serde_json::from_slice(head)?;
+    let (entries, rest) = frame::decode_entries(entries)?;
+    if !rest.is_empty() {
+        return Err(ReceiveError::Damaged);
+    }
     Ok(AppendEntriesRequest {
         vote: head.vote,
         prev_log_id: head.previous,
-        entries: frame::decode_entries(entries).ok_or(ReceiveError::Damaged)?,
+        entries,
         leader_commit: head.committed,
     })
 }

@@ -13,7 +13,6 @@ use types::HostState;
 
 use super::moving::LOOK;
 
-const PATH: &str = "/.well-known/flynn/health";
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// Tells whether this host's router does.
@@ -36,7 +35,7 @@ async fn serves(host: IpAddr, port: u16) -> bool {
     let Ok(client) = Client::new(&endpoint) else {
         return false;
     };
-    let asked = client.send(Method::GET, PATH, None::<&()>);
+    let asked = client.send(Method::GET, router::HEALTH_PATH, None::<&()>);
     tokio::time::timeout(ANSWER_MAX, asked)
         .await
         .is_ok_and(|answer| answer.is_ok())

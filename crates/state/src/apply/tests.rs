@@ -109,6 +109,16 @@ pub(super) struct World(pub(super) State, u64);
 
 impl World {
     /// An app `shop` (1) with a release (10) of web and worker.
+    /// Puts a job on host0.
+    fn place(&mut self, job: u128) {
+        let change = JobChange::Place {
+            host: "host0".parse().unwrap(),
+            volumes: vec![],
+            new_volumes: vec![],
+        };
+        self.job(job, change);
+    }
+
     pub(super) fn with_app() -> World {
         let mut world = World(State::default(), 0);
         let artifact = Artifact {
@@ -224,14 +234,7 @@ fn deletion_waits_for_the_jobs_and_takes_everything_along() {
     world.ok(Change::CreateJob {
         job: job(50, 1, 10, "web"),
     });
-    world.job(
-        50,
-        JobChange::Place {
-            host: "host0".parse().unwrap(),
-            volumes: vec![],
-            new_volumes: vec![],
-        },
-    );
+    world.place(50);
     world.job(
         50,
         JobChange::Up {
@@ -312,14 +315,7 @@ fn a_jobs_other_address_is_what_its_host_said_last() {
     world.ok(Change::CreateJob {
         job: job(50, 1, 10, "web"),
     });
-    world.job(
-        50,
-        JobChange::Place {
-            host: "host0".parse().unwrap(),
-            volumes: vec![],
-            new_volumes: vec![],
-        },
-    );
+    world.place(50);
     let other = Some("fd00::6464:2".parse().unwrap());
     // Up; found out later; said again; by somebody who knows no addresses; no longer so.
     for (address, ipv6, expected) in [
@@ -353,14 +349,7 @@ fn a_job_only_moves_towards_its_end() {
         JobState::Pending,
         "nothing runs before it is placed"
     );
-    world.job(
-        50,
-        JobChange::Place {
-            host: "host0".parse().unwrap(),
-            volumes: vec![],
-            new_volumes: vec![],
-        },
-    );
+    world.place(50);
     world.job(
         50,
         JobChange::Up {

@@ -174,15 +174,15 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Frame<'_>> {
     })
 }
 
-/// The entries whose frames follow one another in `bytes`, up to its very end; none where anything of it is damaged.
-pub(crate) fn decode_entries(mut bytes: &[u8]) -> Option<Vec<Entry>> {
+/// The entries whose frames follow one another from the start of `bytes`, and what is left there: nothing, unless a frame
+/// is damaged or incomplete.
+pub(crate) fn decode_entries(mut bytes: &[u8]) -> Result<(Vec<Entry>, &[u8]), serde_json::Error> {
     let mut entries = Vec::new();
-    while !bytes.is_empty() {
-        let frame = decode(bytes)?;
-        entries.extend(decode_entry(&frame).ok()?);
+    while let Some(frame) = decode(bytes) {
         bytes = &bytes[frame.bytes()..];
+        entries.extend(decode_entry(&frame)?);
     }
-    Some(entries)
+    Ok((entries, bytes))
 }
 
 /// The entry in a frame; none in a frame that only marks what is committed.

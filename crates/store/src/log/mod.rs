@@ -204,19 +204,14 @@ fn read_stretches(stretches: &[Stretch]) -> io::Result<Vec<Entry>> {
         stretch
             .file
             .read_exact_at(&mut bytes, u64::from(stretch.bytes.start))?;
-        let before = entries.len();
-        let mut rest = bytes.as_slice();
-        while let Some(frame) = frame::decode(rest) {
-            rest = &rest[frame.bytes()..];
-            entries.extend(frame::decode_entry(&frame).map_err(io::Error::other)?);
-        }
-        if !rest.is_empty() || (entries.len() - before) as u64 != stretch.entries.end - stretch.entries.start
-        {
+        let (found, rest) = frame::decode_entries(&bytes).map_err(io::Error::other)?;
+        if !rest.is_empty() || found.len() as u64 != stretch.entries.end - stretch.entries.start {
             let path = stretch.path.display();
             return Err(io::Error::other(format!(
                 "log segment {path} reads back differently than written"
             )));
         }
+        entries.extend(found);
     }
     Ok(entries)
 }
