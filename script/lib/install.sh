@@ -7,6 +7,8 @@ PACKAGES_RUN=(ca-certificates curl debian-archive-keyring e2fsprogs erofs-utils 
 PACKAGES_OCI=(golang-github-containers-common skopeo umoci)
 # Others' registry, which the cluster's own is tested and measured beside.
 PACKAGES_REGISTRY=(docker-registry)
+# An object store, for the cluster's bucket.
+S3S_VERSION=0.14.1
 RUST_VERSION_MIN=1.95
 
 # Where things are installed; tests install elsewhere.
@@ -69,6 +71,14 @@ fetch_docker() {
   find "$new/usr/lib" "$new/lib" -name 'lib*.so*' -exec mv {} "$new/libraries" \;
   rm -rf "$1" "$new/packages"
   mv "$new" "$1"
+}
+
+# fetch_object_store DIRECTORY: a small object store that speaks S3 and checks signatures.
+fetch_object_store() {
+  [ ! -x "$1/bin/s3s-fs" ] || return 0
+  printf '       building s3s-fs\n'
+  cargo install --quiet --locked --debug --version "$S3S_VERSION" --features binary --root "$1" s3s-fs ||
+    fail "cannot install s3s-fs" "cargo install --version $S3S_VERSION --features binary s3s-fs"
 }
 
 require_rust() {

@@ -15,6 +15,7 @@ pub mod error;
 pub mod host;
 pub mod images;
 pub mod logs;
+pub mod objects;
 pub mod peers;
 pub mod provision;
 pub mod resources;

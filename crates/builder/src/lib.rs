@@ -18,6 +18,7 @@
 //! controller for jobs).
 
 mod build;
+mod bundle;
 mod cage;
 mod copies;
 mod deploy;
@@ -93,6 +94,8 @@ pub struct Config {
     pub https_port: u16,
     /// Passes pushes on to the host that leads: those of one app come one after the other, there.
     pub forward: Option<Arc<dyn daemon::Forward>>,
+    /// The cluster's bucket, where it has one.
+    pub objects: Option<Arc<dyn api::objects::Objects>>,
 }
 
 #[derive(Debug, Clone)]
@@ -127,6 +130,7 @@ struct Builder {
     forward: Option<Arc<dyn daemon::Forward>>,
     /// Where there may be other hosts.
     copies: Option<copies::Copies>,
+    objects: Option<Arc<dyn api::objects::Objects>>,
 }
 
 /// Serves pushes until `shutdown`, then stops the builds that run.
@@ -174,6 +178,7 @@ pub async fn run_with(
     });
     let builder = Arc::new(Builder {
         copies,
+        objects: config.objects,
         host: config.host,
         controller: Controller::new(&config.controller)?,
         registry: dockerfile::Registry {
@@ -211,8 +216,9 @@ pub async fn run_with(
         pushes::serve(builder.clone(), hook_listener),
         builder.forget_unknown_apps(),
         copies::run(builder.clone()),
+        copies::objects::run(builder.clone()),
     );
-    let ((), (), (), ()) = served;
+    let ((), (), (), (), ()) = served;
     if tokio::time::timeout(WIND_DOWN_MAX, builder.pushes.none_left())
         .await
         .is_err()

@@ -28,7 +28,7 @@ use types::{Digest, Host, HostId, HostState};
 use crate::Controller;
 
 /// How soon what changed is looked at.
-const ROUND: Duration = Duration::from_secs(5);
+pub const ROUND: Duration = Duration::from_secs(5);
 
 /// Fetches under way: a layer that several jobs wait for comes once.
 #[derive(Default)]
@@ -52,7 +52,12 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
 
 async fn round(controller: &Controller) {
     let state = controller.state();
-    if state.members.len() < 2 {
+    let has_bucket = controller
+        .config
+        .objects
+        .as_ref()
+        .is_some_and(|objects| objects.is_on());
+    if state.members.len() < 2 && !has_bucket {
         return;
     }
     let hosts = living(controller, &state);
@@ -80,7 +85,7 @@ async fn round(controller: &Controller) {
 }
 
 /// Hosts that count as keeping what they were chosen for.
-fn living(controller: &Controller, state: &State) -> Vec<HostId> {
+pub fn living(controller: &Controller, state: &State) -> Vec<HostId> {
     let now = controller.now();
     let hosts = state.hosts.values().filter(|host| match host.state {
         HostState::Up => true,
@@ -156,7 +161,10 @@ impl Controller {
                 }
             }
         }
-        failed.map_or(Ok(false), Err)
+        match self.fetch_layer_object(digest).await {
+            Ok(false) => failed.map_or(Ok(false), Err),
+            fetched => fetched,
+        }
     }
 
     async fn fetch_layer_from(&self, host: &Host, digest: &Digest) -> Result<bool, Error> {

@@ -27,6 +27,7 @@ mod feed;
 mod host_job;
 mod hosts;
 mod http;
+mod layer_objects;
 mod leading;
 mod manifests;
 mod membership;
@@ -90,6 +91,8 @@ pub struct Config {
     pub layers: std::path::PathBuf,
     /// Where the list of base images is, which hosts without one take over from others.
     pub stack: Option<std::path::PathBuf>,
+    /// The cluster's bucket, where it has one.
+    pub objects: Option<Arc<dyn api::objects::Objects>>,
     /// Passes requests on to the leader where this host is not the one; a host that is alone needs none.
     pub forward: Option<Arc<dyn daemon::Forward>>,
     /// The way to other hosts.
@@ -144,6 +147,7 @@ impl Controller {
             tokio::spawn(domain::run(self.clone(), shutdown.clone())),
             tokio::spawn(membership::run(self.clone(), shutdown.clone())),
             tokio::spawn(copies::run(self.clone(), shutdown.clone())),
+            tokio::spawn(layer_objects::run(self.clone(), shutdown.clone())),
         ];
         let router = http::router(self);
         daemon::server::serve(listener, router, shutdown).await;

@@ -60,6 +60,14 @@ pub async fn run(config: Config, config_path: &Path) -> Result<()> {
         url: format!("http://{}", git_listener.local_addr()?),
         ..endpoint.clone()
     };
+    let objects: Arc<dyn api::objects::Objects> = Arc::new(bucket::Bucket::new(
+        Box::new({
+            let store = store.clone();
+            move || store.read().state.settings.clone()
+        }),
+        api::tls::pin_of_pem(&secrets.tls.ca_cert).context("the cluster's authority cannot be read")?,
+        daemon::now,
+    ));
     let forwarding = Arc::new(wire.forwarding(&store));
     let network = peers::Network::new(
         wire,
@@ -125,6 +133,7 @@ pub async fn run(config: Config, config_path: &Path) -> Result<()> {
             ))),
             layers: state.layers(),
             stack: Some(state.stack()),
+            objects: Some(objects.clone()),
             forward: Some(forwarding.clone()),
             peers: Some(Arc::new(network.clone())),
             membership: Some(controller::Membership {
@@ -169,7 +178,13 @@ pub async fn run(config: Config, config_path: &Path) -> Result<()> {
         http_port: config.discoverd_port,
         public,
     };
-    let registry = crate::images::config(&config, &secrets, endpoint.clone(), forwarding.clone())?;
+    let registry = crate::images::config(
+        &config,
+        &secrets,
+        endpoint.clone(),
+        forwarding.clone(),
+        objects.clone(),
+    )?;
     let builder = builder::Config {
         host,
         state: state.clone(),
@@ -187,6 +202,7 @@ pub async fn run(config: Config, config_path: &Path) -> Result<()> {
         http_port: config.http_port(),
         https_port: config.https_port(),
         forward: Some(forwarding),
+        objects: Some(objects),
     };
 
     tracing::info!(domain = %config.domain, state = %state.root().display(), "starting");

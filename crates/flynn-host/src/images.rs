@@ -15,6 +15,7 @@ pub fn config(
     secrets: &Secrets,
     controller: Endpoint,
     forward: Arc<dyn daemon::Forward>,
+    objects: Arc<dyn api::objects::Objects>,
 ) -> Result<registry::Config> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     Ok(registry::Config {
@@ -27,6 +28,7 @@ pub fn config(
         disk_reserve_bytes: config.images.disk_reserve_bytes,
         host: config.host_id()?,
         forward: Some(forward),
+        objects: Some(objects),
     })
 }
 

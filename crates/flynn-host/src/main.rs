@@ -304,6 +304,13 @@ enum Command {
     ///   $ flynn-host copies 3
     #[command(verbatim_doc_comment)]
     Copies { number: Option<u32> },
+    /// Show, set or remove the cluster's bucket, in which layers, images and repositories outlive its hosts
+    ///
+    /// Example:
+    ///   $ AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… flynn-host bucket set s3://backups/flynn --region eu-central-1
+    ///   $ flynn-host bucket
+    #[command(verbatim_doc_comment)]
+    Bucket(settings::BucketArgs),
     /// Try a whole cluster on this machine: hosts in namespaces, power cuts, partitions
     Lab(lab::LabArgs),
     /// The first process of a lab's host
@@ -400,7 +407,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Promote { host } => cluster::promote(&config, &host).await,
             Command::Demote { host } => cluster::demote(&config, &host).await,
             Command::Remove { host, force } => cluster::remove(&config, &host, force).await,
-            Command::Status { json } => cluster::status(&config, json).await,
+            Command::Status { json } => settings::status(&config, json).await,
             Command::Recover { .. } => cluster::recover(&config).await,
             Command::List { json } => operate::list(&config, json).await,
             Command::Ps { all, quiet, json } => operate::ps(&config, all, quiet, json).await,
@@ -425,6 +432,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Drain { host, timeout } => {
                 drain::drain(&config, &host, std::time::Duration::from_secs(timeout)).await
             }
+            Command::Bucket(args) => settings::bucket(&config, args).await,
             Command::Copies { number } => settings::copies(&config, number).await,
             Command::Undrain { host } => drain::undrain(&config, &host).await,
             Command::CollectDebugInfo {

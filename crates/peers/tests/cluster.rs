@@ -129,6 +129,7 @@ impl Member {
             archive: None,
             layers: state.layers(),
             stack: None,
+            objects: None,
             forward: Some(forwarding),
             peers: Some(Arc::new(network.clone())),
             membership: Some(controller::Membership {

@@ -84,6 +84,7 @@ async fn serve(dir: &str, port: u16) -> Result<()> {
         blob_bytes_max: 10 << 30,
         disk_reserve_bytes: 1 << 30,
         host: "host0".parse().expect("it is an id"),
+        objects: None,
         forward: None,
     };
     let listener = server::listen(([127, 0, 0, 1], port).into()).await?;

@@ -71,6 +71,8 @@ pub struct Config {
     pub host: HostId,
     /// Passes requests on to the host that leads; a host that is alone for ever needs none.
     pub forward: Option<Arc<dyn daemon::Forward>>,
+    /// The cluster's bucket, where it has one.
+    pub objects: Option<Arc<dyn api::objects::Objects>>,
 }
 
 pub(crate) struct Registry {
@@ -84,6 +86,7 @@ pub(crate) struct Registry {
     publishing: tokio::sync::Mutex<()>,
     /// Where there may be other hosts.
     copies: Option<copies::Copies>,
+    objects: Option<Arc<dyn api::objects::Objects>>,
 }
 
 /// Serves until `shutdown`.
@@ -93,6 +96,7 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
         daemon::server::serve(listener, http::router(registry.clone()), shutdown.clone()),
         gc::run(&registry, shutdown.clone()),
         copies::run(&registry, shutdown.clone()),
+        copies::objects::run(&registry, shutdown.clone()),
     );
     Ok(())
 }
@@ -125,6 +129,7 @@ impl Registry {
             .map(|forward| copies::Copies::new(config.host, config.internal_key.clone(), forward));
         Ok(Registry {
             copies,
+            objects: config.objects,
             uploads: Uploads::new(store.clone(), limits),
             converter: Converter::new(config.worker, config.state.layers(), &root, Default::default())?,
             controller: Controller::new(&config.controller)?,

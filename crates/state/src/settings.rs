@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use types::Settings;
+use types::{Bucket, Settings};
 
 use crate::{State, command::Rejection};
 
@@ -11,6 +11,7 @@ use crate::{State, command::Rejection};
 #[serde(tag = "to", rename_all = "snake_case")]
 pub enum SettingsChange {
     SetCopies { copies: u32 },
+    SetBucket { bucket: Option<Bucket> },
 }
 
 impl State {
@@ -24,6 +25,7 @@ impl State {
                 }
                 settings.copies = copies;
             }
+            SettingsChange::SetBucket { bucket } => settings.bucket = bucket,
         }
         self.settings = Arc::new(settings);
         Ok(())

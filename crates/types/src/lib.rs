@@ -57,7 +57,7 @@ pub use release::Release;
 pub use resources::{ResourceLimit, Resources};
 pub use route::{Certificate, Route, RouteKind};
 pub use service::{Instance, LeaderType, ServiceChange, ServiceMeta, ServiceRow};
-pub use settings::Settings;
+pub use settings::{Bucket, Settings};
 pub use sink::{Sink, SinkError, SyslogFormat, SyslogSinkConfig, SyslogUrl};
 pub use time::Timestamp;
 pub use uuid::Uuid;

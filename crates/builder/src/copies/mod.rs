@@ -17,6 +17,7 @@
 //!   here counts. Whoever pushes has the rest.
 
 pub mod http;
+pub mod objects;
 mod report;
 
 use std::{
@@ -215,6 +216,18 @@ impl Builder {
                     tracing::warn!(%app, from = %host.id, error, "a repository cannot be fetched");
                     out_of_reach.push(host.id);
                 }
+            }
+        }
+        match self.take_from_bucket(app, repo, &row.digest).await {
+            Ok(true) => {
+                tracing::info!(%app, serial = row.serial, "fetched a repository from the bucket");
+                copies.saw(app, &row.digest);
+                return Ok(standing(row.digest.clone()));
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(%app, error, "a repository cannot be fetched from the bucket");
             }
         }
         if !out_of_reach.is_empty() && copies.missing_for(app) < LOST_AFTER {

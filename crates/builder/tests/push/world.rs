@@ -347,6 +347,7 @@ impl World {
             http_port: 80,
             https_port: 443,
             forward: None,
+            objects: None,
         };
         let served = tokio::spawn(builder::run_with(
             config,

@@ -60,6 +60,7 @@ impl Serving {
             archive: None,
             layers: directory.join("layers"),
             stack: None,
+            objects: None,
             forward: None,
             peers: None,
             membership: None,

@@ -143,6 +143,11 @@ pub fn router(controller: Controller) -> Router {
         .route("/internal/contents", get(contents::list).put(contents::put))
         .route("/internal/cluster", get(cluster::show))
         .route(
+            "/internal/cluster/bucket",
+            put(settings::set_bucket).delete(settings::remove_bucket),
+        )
+        .route("/internal/here/bucket", get(settings::bucket_here))
+        .route(
             "/internal/cluster/copies",
             get(settings::copies).put(settings::set_copies),
         )

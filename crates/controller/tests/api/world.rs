@@ -99,6 +99,7 @@ impl World {
             archive: None,
             layers: directory.path().join("layers"),
             stack: None,
+            objects: None,
             forward: None,
             peers: None,
             membership: None,

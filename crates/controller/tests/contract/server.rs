@@ -80,6 +80,7 @@ impl Server {
             archive: None,
             layers: directory.path().join("layers"),
             stack: None,
+            objects: None,
             forward: None,
             peers: None,
             membership: None,

@@ -77,6 +77,7 @@ impl Real {
                 archive: None,
                 layers: directory.path().join("layers"),
                 stack: None,
+                objects: None,
                 forward: None,
                 peers: None,
                 membership: None,

@@ -3,10 +3,11 @@ use api::{
     discoverd::ServiceUpdate,
     host::{Assignment, HostReport, JobReport, RouterReport, ServicesView},
     logs::SseLogChunk,
+    objects::{BucketStatus, BucketView},
     peers::{Announcement, ClusterView, JoinRequest, Joined, NewToken, TokenView, VoteChange},
 };
 use serde_json::{Value, json};
-use types::{AppId, Content, Member, ServiceRow, VolumeReport};
+use types::{AppId, Bucket, Content, Member, ServiceRow, VolumeReport};
 
 use crate::{
     example,
@@ -17,6 +18,13 @@ fn member() -> Value {
     json!({
         "node": 2, "host": "host1", "addr": "10.0.0.2:1115", "subnet": "100.100.4.0/22", "vote": "auto",
         "joined_at": example::TIME,
+    })
+}
+
+fn bucket() -> Value {
+    json!({
+        "url": "s3://backups/flynn", "endpoint": "https://s3.eu-central-1.amazonaws.com", "region": "eu-central-1",
+        "access_key_id": "AKIAIOSFODNN7EXAMPLE", "path_style": false,
     })
 }
 
@@ -56,6 +64,16 @@ pub fn operations() -> Vec<Operation> {
             "members": [{"member": member(), "is_voter": true, "is_follower": false}],
             "floating": [{"address": "192.0.2.7/24", "holder": "host0"}],
         })),
+        put("/internal/cluster/bucket", "Gives the cluster a bucket, if it works")
+            .takes::<Bucket>(json!({
+                "endpoint": "https://s3.eu-central-1.amazonaws.com", "name": "backups", "prefix": "flynn",
+                "region": "eu-central-1", "access_key_id": "AKIAIOSFODNN7EXAMPLE",
+                "secret_access_key": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "path_style": false,
+            }))
+            .gives::<BucketView>(bucket()),
+        delete("/internal/cluster/bucket", "Goes on without a bucket; what is in it stays"),
+        get("/internal/here/bucket", "How this host gets on with the cluster's bucket")
+            .gives::<Option<BucketStatus>>(json!({"bucket": bucket(), "waiting": {"layers": 2}})),
         get("/internal/cluster/copies", "How many hosts keep each layer, image and repository")
             .gives::<Copies>(json!({"copies": 2})),
         put("/internal/cluster/copies", "Sets how many hosts keep each")

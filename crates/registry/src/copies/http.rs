@@ -27,7 +27,7 @@ use crate::{Registry, manifest::MANIFEST_BYTES_MAX, name::BlobDigest};
 type Shared = State<Arc<Registry>>;
 
 /// An index has a line for each tag and manifest.
-const INDEX_BYTES_MAX: usize = 64 << 20;
+pub const INDEX_BYTES_MAX: usize = 64 << 20;
 const CHUNK_BYTES: usize = 1 << 20;
 
 #[derive(Serialize, Deserialize)]

@@ -16,6 +16,7 @@
 
 pub mod http;
 mod index;
+pub mod objects;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -130,6 +131,13 @@ impl Copies {
     }
 }
 
+/// Where a repository is taken over from.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Host(&'a Copies, u64),
+    Bucket,
+}
+
 fn of_controller(error: ClientError) -> Failure {
     Failure::unavailable(format!("the controller does not answer: {error}"))
 }
@@ -171,7 +179,7 @@ impl Registry {
                     continue;
                 }
             };
-            match self.take_over(copies, node, repository, index).await {
+            match self.take_over(Place::Host(copies, node), repository, index).await {
                 Ok(()) => {
                     tracing::info!(key, from = %host.id, serial = row.serial, "took over images");
                     copies.knows(key, row.serial, &row.digest);
@@ -181,6 +189,16 @@ impl Registry {
                     tracing::warn!(key, from = %host.id, %error, "images cannot be taken over");
                     out_of_reach.push(host.id.to_string());
                 }
+            }
+        }
+        if let Some(index) = self.index_in_bucket(key, &row.digest).await {
+            match self.take_over(Place::Bucket, repository, index).await {
+                Ok(()) => {
+                    tracing::info!(key, serial = row.serial, "took over images from the bucket");
+                    copies.knows(key, row.serial, &row.digest);
+                    return Ok(());
+                }
+                Err(error) => tracing::warn!(key, %error, "images cannot be taken over from the bucket"),
             }
         }
         if !out_of_reach.is_empty() && copies.missing_for(key) < LOST_AFTER {
@@ -223,17 +241,14 @@ impl Registry {
         (repository.app() == Some(row.app) && !key.contains('/')).then_some(repository)
     }
 
-    /// Makes a repository what an index of another host says.
-    async fn take_over(
-        &self,
-        copies: &Copies,
-        node: u64,
-        repository: &Repository,
-        index: Index,
-    ) -> anyhow::Result<()> {
+    /// Makes a repository what an index of another place says.
+    async fn take_over(&self, from: Place<'_>, repository: &Repository, index: Index) -> anyhow::Result<()> {
         for digest in index.manifests.keys() {
             if !self.store.touch(digest)? {
-                let bytes = http::manifest_at(copies, node, digest).await;
+                let bytes = match from {
+                    Place::Host(copies, node) => http::manifest_at(copies, node, digest).await,
+                    Place::Bucket => self.manifest_in_bucket(digest).await,
+                };
                 self.store
                     .put_small(&bytes.map_err(anyhow::Error::msg)?, digest)?;
             }
@@ -264,7 +279,8 @@ impl Registry {
         let index = index.filter(|index| index.digest() == *wanted);
         let index = index.ok_or_else(|| anyhow::anyhow!("it has changed meanwhile"))?;
         copies.knows_no_more(key);
-        self.take_over(copies, node, &repository, index).await
+        self.take_over(Place::Host(copies, node), &repository, index)
+            .await
     }
 
     /// Sees to it that what has changed in a repository outlives this host.
@@ -368,16 +384,31 @@ impl Registry {
                     continue;
                 }
             };
-            let id = self.uploads.begin(repository, digest.algorithm())?;
-            match self.uploads.finish(repository, id, Some(0), digest, body).await {
+            match self.take_blob(repository, digest, body).await {
                 Ok(()) => return Ok(true),
-                Err(error) => {
-                    let _ = self.uploads.cancel(repository, id).await;
-                    tracing::warn!(%digest, from = %host.id, %error, "a blob cannot be fetched");
-                }
+                Err(error) => tracing::warn!(%digest, from = %host.id, %error, "a blob cannot be fetched"),
             }
         }
-        Ok(false)
+        let Some(body) = self.blob_in_bucket(digest).await else {
+            return Ok(false);
+        };
+        self.take_blob(repository, digest, body).await?;
+        Ok(true)
+    }
+
+    /// Keeps what a body brings, if it is that of the digest.
+    async fn take_blob(
+        &self,
+        repository: &Repository,
+        digest: &BlobDigest,
+        body: axum::body::Body,
+    ) -> Result<()> {
+        let id = self.uploads.begin(repository, digest.algorithm())?;
+        let taken = self.uploads.finish(repository, id, Some(0), digest, body).await;
+        if taken.is_err() {
+            let _ = self.uploads.cancel(repository, id).await;
+        }
+        taken
     }
 
     /// Gets what a manifest is made of, and those in it, where it is on other hosts only. What no host has

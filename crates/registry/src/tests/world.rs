@@ -283,6 +283,7 @@ fn open(dir: &tempfile::TempDir, url: String, blob_bytes_max: u64, disk_reserve_
         blob_bytes_max,
         disk_reserve_bytes,
         host: "host0".parse().unwrap(),
+        objects: None,
         forward: None,
     });
     Arc::new(registry.unwrap())
