@@ -198,16 +198,17 @@ fn status(cluster: &Cluster) -> Result<Value> {
     Ok(status["host0"].clone())
 }
 
+fn files_in(dir: &Path) -> usize {
+    let found = Command::new("find").arg(dir).args(["-type", "f"]).output();
+    found.map_or(0, |found| found.stdout.split(|byte| *byte == b'\n').count() - 1)
+}
+
+/// At least so many of each kind, and nothing that waits. What waits is what was counted last, so the least
+/// must be more than there was before.
 fn wait_until_all_is_there(cluster: &Cluster, objects: &Path, kinds: &[(&str, usize)]) -> Result<()> {
     cluster.wait("everything to be in the bucket", || {
         let status = status(cluster)?;
-        let is_there = |(kind, count): &(&str, usize)| {
-            let found = Command::new("find")
-                .arg(objects.join(kind))
-                .args(["-type", "f"])
-                .output();
-            found.is_ok_and(|found| found.stdout.split(|byte| *byte == b'\n').count() > *count)
-        };
+        let is_there = |(kind, count): &(&str, usize)| files_in(&objects.join(kind)) >= *count;
         let waiting = json!({"images": 0, "layers": 0, "repositories": 0});
         Ok(
             (status["waiting"] == waiting && status["error"].is_null() && kinds.iter().all(is_there))
@@ -311,6 +312,7 @@ fn a_cluster_that_lost_every_disk_has_all_of_it_back() -> Result<()> {
     )?;
 
     // Away, it is missed by nobody.
+    let before = ["layers", "git"].map(|kind| files_in(&objects.join(kind)));
     store.stop();
     fs::write(checkout.join("server.py"), server("two"))?;
     cluster.commit(&checkout, "two")?;
@@ -327,7 +329,11 @@ fn a_cluster_that_lost_every_disk_has_all_of_it_back() -> Result<()> {
     })?;
     let port = store.port().to_owned();
     store = ObjectStore::start(&dir, &port, |program| cluster.inside(program))?;
-    wait_until_all_is_there(&cluster, &objects, &[("layers", 3), ("git", 4)])?;
+    wait_until_all_is_there(
+        &cluster,
+        &objects,
+        &[("layers", before[0] + 1), ("git", before[1] + 2)],
+    )?;
 
     // Every disk is lost but for the cluster's state.
     cluster.cut_power()?;
