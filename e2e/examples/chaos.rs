@@ -121,7 +121,8 @@ impl Chaos {
         self.spread()
     }
 
-    /// One job on each host, as each deed finds it: the scheduler moves nothing back to a host that has returned.
+    /// One job on each host, as each deed finds it: the scheduler moves jobs to a host that has returned only
+    /// when it has been back for a minute.
     fn spread(&self) -> Result<()> {
         let hosts: BTreeSet<String> = self.lab.jobs(APP, "up")?.into_iter().collect();
         if hosts.len() < HOSTS {

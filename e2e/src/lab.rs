@@ -319,7 +319,17 @@ impl Lab {
     }
 
     pub fn wait<T>(&self, what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        crate::wait(what, || self.logs(), look)
+        self.wait_within(crate::PATIENCE, what, look)
+    }
+
+    /// For what the platform itself takes its time for.
+    pub fn wait_within<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        look: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        crate::wait(what, patience, || self.logs(), look)
     }
 
     /// The end of what each host said.

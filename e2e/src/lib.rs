@@ -428,7 +428,7 @@ impl Cluster {
 
     /// Waits until `look` gives something; errors on the way count as "not yet" and are told at the end.
     pub fn wait<T>(&self, what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        wait(what, || self.host_log(), look)
+        wait(what, PATIENCE, || self.host_log(), look)
     }
 
     /// The process id in a file of the run directory.
@@ -593,12 +593,13 @@ pub fn processes(is_wanted: impl Fn(&[String]) -> bool) -> Vec<i32> {
 /// what `log` says then.
 fn wait<T>(
     what: &str,
+    patience: Duration,
     log: impl FnOnce() -> String,
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let began = Instant::now();
     let mut last = None;
-    while began.elapsed() < PATIENCE {
+    while began.elapsed() < patience {
         match look() {
             Ok(Some(found)) => return Ok(found),
             Ok(None) => last = None,
@@ -607,7 +608,7 @@ fn wait<T>(
         std::thread::sleep(Duration::from_millis(20));
     }
     let why = last.map(|error| format!(": {error:#}")).unwrap_or_default();
-    bail!("waited {} s for {what}{why}\n{}", PATIENCE.as_secs(), log());
+    bail!("waited {} s for {what}{why}\n{}", patience.as_secs(), log());
 }
 
 /// SIGKILL to one process that this test's cluster started.

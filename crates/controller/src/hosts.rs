@@ -14,7 +14,7 @@ use api::{Error, host::HostReport};
 use daemon::Shutdown;
 use state::Change;
 use tokio::time::Instant;
-use types::{Host, HostId, HostState};
+use types::{Host, HostId, HostState, Timestamp};
 
 use crate::Controller;
 
@@ -88,6 +88,8 @@ impl Controller {
             version: report.version,
             created_at: known.map_or_else(|| self.now(), |known| known.created_at),
             started_at: report.started_at,
+            up_since: known.map_or(Timestamp::EPOCH, |known| known.up_since),
+            relapses: known.map_or(0, |known| known.relapses),
         };
         if known.is_none_or(|known| **known != host) {
             tracing::info!(host = %id, addr = %host.addr, "host is up");

@@ -57,6 +57,8 @@ fn cluster(hosts: usize, apps: usize, jobs: usize, now: Timestamp) -> Cluster {
             version: String::new(),
             created_at: now,
             started_at: now,
+            up_since: Timestamp::EPOCH,
+            relapses: 0,
         };
         cluster.hosts.insert(host.id.clone(), Arc::new(host));
     }

@@ -27,10 +27,10 @@ use types::{
 };
 
 use crate::{
-    Action, Wake, deploy_failure,
-    index::{Index, Standing},
+    Action, Wake, deploy_failure, diff,
+    index::{Group, Index, Standing},
     surplus, volumes,
-    wanted::Wanted,
+    wanted::{Want, Wanted},
 };
 
 /// Names the replicated process in the environment of a database's release; the original's.
@@ -268,9 +268,6 @@ impl<'a> Rollout<'_, 'a> {
             .deployment
             .old_release
             .and_then(|old| self.index.group(self.deployment.app, old, name));
-        let old_active = group_old.map_or(0, |group| group.active.len());
-        let is_pending = |job: &&&Job| job.state == JobState::Pending;
-        let old_pending = group_old.map_or(0, |group| group.active.iter().filter(is_pending).count());
         let old_is_stopping = group_old.is_some_and(|group| !group.stopping.is_empty());
         *new = (*new).min(count);
         loop {
@@ -286,12 +283,8 @@ impl<'a> Rollout<'_, 'a> {
                 *old = old_next;
                 // What is only pending is gone as soon as it is stopped; what runs is waited for, but
                 // for the last: nothing comes after it.
-                let stopped = if is_omni && *old > 0 {
-                    0
-                } else {
-                    old_active.saturating_sub(*old as usize)
-                };
-                if stopped > old_pending && (*old > 0 || *new < count) {
+                let is_last = *old == 0 && *new == count;
+                if !is_last && group_old.is_some_and(|group| self.ends_what_runs(group, name, *old)) {
                     return false;
                 }
             } else if *new < count {
@@ -306,6 +299,29 @@ impl<'a> Rollout<'_, 'a> {
                 return self.is_ready(release, name, *new, wake);
             }
         }
+    }
+
+    /// Whether fewer of the old release mean that some of its jobs have to end, which takes time.
+    fn ends_what_runs(&self, group: &Group<'a>, name: &str, count: u32) -> bool {
+        let runs = |job: &&Job| job.state != JobState::Pending;
+        let releases = &self.index.cluster.releases;
+        let old = self.deployment.old_release.and_then(|old| releases.get(&old));
+        let Some((old, process)) = old.and_then(|old| Some((old, old.processes.get(name)?))) else {
+            return group.active.iter().any(runs);
+        };
+        if count == 0 || process.omni {
+            return count == 0 && group.active.iter().any(runs);
+        }
+        let formation = self.wanted.formation(self.deployment.app, old.id);
+        let tags = formation.and_then(|formation| formation.tags.get(name));
+        let want = Want {
+            count,
+            process,
+            tags: tags.filter(|tags| !tags.is_empty()),
+            since: self.index.now,
+        };
+        let (unwanted, _) = diff::compare_counted(self.index, group.active.clone(), &want);
+        unwanted.iter().any(runs)
     }
 
     /// Whether the new release's jobs of a type serve, as many as `count` says. Hosts that have

@@ -2,7 +2,7 @@
 //!
 //! An omni type has one job on each host that is up, not being drained, and has its tags; any other has as
 //! many jobs as its count. A job on a host that no longer has its type's tags, or is being drained, goes when
-//! another is up in its place; an omni one needs no other.
+//! another is up in its place; an omni one needs no other. So does a job that is moved (`rebalance`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,8 +12,9 @@ use uuid::Uuid;
 use crate::{
     META_HOST, META_REPLACES, Wake,
     index::{Group, GroupKey, Index, Standing},
+    memory::key_of,
     place::Need,
-    restart, surplus, volumes,
+    rebalance, restart, surplus, volumes,
     wanted::{Want, Wanted},
 };
 
@@ -35,6 +36,18 @@ pub(crate) struct Batch<'w, 'a> {
     pub need: Need<'w>,
     pub pending: Vec<&'a Job>,
     pub new: Vec<Job>,
+}
+
+impl<'a> Changes<'_, 'a> {
+    /// Types whose jobs are stopped or started.
+    pub fn keys(&self) -> BTreeSet<GroupKey<'a>> {
+        let stopped = self.stops.iter().filter_map(|(job, _)| {
+            let (app, release) = key_of(job)?;
+            Some((app, release, job.process_type.as_str()))
+        });
+        let placed = self.batches.iter().filter_map(|batch| batch.key);
+        stopped.chain(placed).collect()
+    }
 }
 
 pub(crate) fn compare<'w, 'a>(index: &Index<'a>, wanted: &'w Wanted<'a>, wake: &mut Wake) -> Changes<'w, 'a> {
@@ -94,6 +107,8 @@ fn follow<'w, 'a>(
 
     let going: BTreeSet<JobId> = unwanted.iter().map(|job| job.id).collect();
     let is_settled = group.stopping.is_empty()
+        // One that is moved and may not go yet.
+        && (want.process.omni || active.len() - going.len() <= want.count as usize)
         && sick.is_empty()
         && new.is_empty()
         && !unwanted.iter().any(|job| runs(job))
@@ -130,7 +145,7 @@ fn runs(job: &Job) -> bool {
 /// A place in a formation that no job takes; on a certain host for omni types.
 type Hole<'a> = Option<&'a Host>;
 
-fn compare_counted<'a>(
+pub(crate) fn compare_counted<'a>(
     index: &Index<'a>,
     active: Vec<&'a Job>,
     want: &Want,
@@ -147,19 +162,26 @@ fn compare_counted<'a>(
     let (mut fitting, mut misplaced): (Vec<&Job>, Vec<&Job>) = active.into_iter().partition(fits);
 
     let holes = count.saturating_sub(fitting.len());
+    let mut unwanted = Vec::new();
+    let mut moves = rebalance::moves(&fitting, count);
+    if fitting.len() > count + moves.len() {
+        surplus::sort(index, &mut fitting);
+        while fitting.len() > count + moves.len() {
+            unwanted.push(fitting.remove(0));
+            moves = rebalance::moves(&fitting, count);
+        }
+    }
+    let moved: BTreeSet<JobId> = moves.iter().map(|(moved, _)| moved.id).collect();
+    let (mut moved, fitting): (Vec<&Job>, Vec<&Job>) =
+        fitting.into_iter().partition(|job| moved.contains(&job.id));
+    misplaced.append(&mut moved);
     if !misplaced.is_empty() {
         let serving = fitting.iter().filter(|job| surplus::serves(index, job)).count();
         let misplaced_kept = count.saturating_sub(serving).min(misplaced.len());
         surplus::sort(index, &mut misplaced);
         misplaced.truncate(misplaced.len() - misplaced_kept);
     }
-    let mut unwanted = misplaced;
-    if fitting.len() > count {
-        surplus::sort(index, &mut fitting);
-        fitting.truncate(fitting.len() - count);
-        fitting.append(&mut unwanted);
-        unwanted = fitting;
-    }
+    unwanted.append(&mut misplaced);
     (unwanted, vec![None; holes])
 }
 
@@ -216,7 +238,7 @@ fn fill<'a>(
         .collect()
 }
 
-fn new_job(
+pub(crate) fn new_job(
     index: &Index,
     (app, release, process_type): GroupKey,
     ordinal: u32,

@@ -9,8 +9,8 @@ use types::{AppId, Host, HostId, HostState, Job, JobId, JobState, ReleaseId, Tim
 
 use crate::{
     Action, Cluster, META_HOST, SILENCE_MAX, Wake,
-    memory::{FormationKey, Memory, key_of},
-    restart,
+    memory::{FormationKey, Members, Memory, key_of},
+    rebalance, restart,
 };
 
 /// What a formation counts by.
@@ -24,6 +24,8 @@ pub(crate) struct Group<'a> {
     pub stopping: Vec<&'a Job>,
     /// What ended by itself, and what was ended for not being healthy.
     pub crashed: Vec<&'a Job>,
+    /// What was told to stop before it was up.
+    pub withdrawn: Vec<&'a Job>,
     /// Jobs whose place another of this group took.
     pub followed: BTreeSet<JobId>,
 }
@@ -148,18 +150,7 @@ impl<'a> Index<'a> {
         let memory = self.memory;
         for key in &self.attention {
             for (process_type, members) in memory.groups.get(key).into_iter().flatten() {
-                let mut group = Group::default();
-                for job in members.values().filter(|job| !self.lost.contains_key(&job.id)) {
-                    group.followed.extend(restart::replaced_by(job));
-                    if restart::is_crash(job) {
-                        group.crashed.push(job);
-                    }
-                    match job.state {
-                        JobState::Pending | JobState::Starting | JobState::Up => group.active.push(job),
-                        JobState::Stopping => group.stopping.push(job),
-                        JobState::Down => {}
-                    }
-                }
+                let group = self.sort(members);
                 self.groups.insert((key.0, key.1, process_type), group);
             }
         }
@@ -169,6 +160,31 @@ impl<'a> Index<'a> {
             jobs.filter(|job| !is_lost(job)).collect()
         };
         (self.one_offs, self.strays) = (loose(&memory.one_offs), loose(&memory.strays));
+    }
+
+    fn sort(&self, members: &'a Members) -> Group<'a> {
+        let mut group = Group::default();
+        for job in members.values().filter(|job| !self.lost.contains_key(&job.id)) {
+            group.followed.extend(restart::replaced_by(job));
+            if restart::is_crash(job) {
+                group.crashed.push(job);
+            }
+            match job.state {
+                JobState::Pending | JobState::Starting | JobState::Up => group.active.push(job),
+                JobState::Stopping => group.stopping.push(job),
+                JobState::Down if job.stop_reason.is_some() && job.up_at.is_none() => {
+                    group.withdrawn.push(job);
+                }
+                JobState::Down => {}
+            }
+        }
+        group
+    }
+
+    /// Also of a formation that does not have the plan's attention.
+    pub fn group_of(&self, (app, release, process_type): GroupKey) -> Option<Group<'a>> {
+        let members = self.memory.groups.get(&(app, release))?.get(process_type)?;
+        Some(self.sort(members))
     }
 
     fn why_lost(&self, host: Option<&HostId>) -> Option<String> {
@@ -199,6 +215,15 @@ impl<'a> Index<'a> {
 
     pub fn group(&self, app: AppId, release: ReleaseId, process_type: &'a str) -> Option<&Group<'a>> {
         self.groups.get(&(app, release, process_type))
+    }
+
+    /// Whether any of a formation's types has two jobs on one host: another host could have one of them.
+    pub fn is_stacked(&self, (app, release): FormationKey) -> bool {
+        let groups = self
+            .groups
+            .range((app, release, "")..)
+            .take_while(|(key, _)| (key.0, key.1) == (app, release));
+        groups.into_iter().any(|(_, group)| rebalance::is_stacked(group))
     }
 
     pub fn position(&self, host: &str) -> Option<u32> {

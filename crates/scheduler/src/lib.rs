@@ -11,6 +11,7 @@
 //!            diff        per (app, release, type): what is missing, what is too many
 //!            place       a host for every pending job, or the reason why there is none  ─▶ Plan
 //!            volumes     what of its type's data a job gets, which binds it to their host
+//!            rebalance   moves jobs to hosts that have few
 //! ```
 //!
 //! What a reader would get wrong:
@@ -32,6 +33,7 @@ mod diff;
 mod index;
 mod memory;
 mod place;
+mod rebalance;
 mod restart;
 mod surplus;
 mod volumes;
@@ -50,6 +52,7 @@ use types::{
 
 pub use action::Action;
 pub use place::MEMORY_UNDECLARED_BYTES;
+pub use rebalance::CALM_MIN;
 pub use restart::RUN_LONG_MIN;
 
 /// How long a silent host keeps its jobs.
@@ -73,6 +76,9 @@ pub const META_HOST: &str = "flynn-host";
 
 /// Job metadata: the ended job whose place this one took, which is where its restarts come from.
 pub const META_REPLACES: &str = "flynn-replaces";
+
+/// Job metadata: the job on another host that this one was started to take the place of.
+pub const META_MOVES: &str = "flynn-moves";
 
 /// All that a plan is made from: cheap clones of the store's tables.
 #[derive(Debug, Clone, Default)]
@@ -175,7 +181,16 @@ fn make(memory: &memory::Memory, now: Timestamp) -> (Plan, LookedAt) {
         reason: *reason,
         label: index.label(job),
     }));
-    place::place_all(&index, &changes, &mut wake, &mut actions);
+    let places = place::place_all(&index, &changes, &mut wake, &mut actions);
+    let uneven = rebalance::rebalance(
+        &index,
+        &wanted,
+        &changes,
+        &deploying,
+        places,
+        &mut wake,
+        &mut actions,
+    );
     complete_scale_requests(cluster, &deploying, &changes.unsettled, &mut actions);
 
     let stopping = changes.stops.iter().filter_map(|(job, _)| memory::key_of(job));
@@ -184,11 +199,12 @@ fn make(memory: &memory::Memory, now: Timestamp) -> (Plan, LookedAt) {
     let looked_at = LookedAt {
         unfinished: unfinished
             .chain(placing.map(|(app, release, _)| (app, release)))
+            .chain(uneven)
             .collect(),
         formations: index
             .attention
             .iter()
-            .map(|key| (*key, wanted.goes_by_hosts(*key)))
+            .map(|key| (*key, wanted.goes_by_hosts(*key) || index.is_stacked(*key)))
             .collect(),
     };
     let plan = Plan {

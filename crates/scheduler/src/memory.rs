@@ -41,7 +41,8 @@ pub(crate) struct Memory {
     pub strays: Members,
     /// Formations that are not yet as they should be, or that something has happened to.
     pub attention: BTreeSet<FormationKey>,
-    /// Formations that depend on which hosts there are: with omni types, or with tags.
+    /// Formations that depend on which hosts there are: with omni types, with tags, or with two jobs on one
+    /// host.
     pub by_hosts: BTreeSet<FormationKey>,
 }
 

@@ -14,7 +14,9 @@ use std::{
     sync::LazyLock,
 };
 
-use types::{Job, JobId, ProcessType, Release, ReleaseId, Resources, Table, Timestamp, Volume, VolumeId};
+use types::{
+    Host, Job, JobId, ProcessType, Release, ReleaseId, Resources, Table, Timestamp, Volume, VolumeId,
+};
 
 use crate::{
     Action, META_HOST, Wake,
@@ -85,11 +87,11 @@ impl<'w> Need<'w> {
 
 /// Emits, for each pending job old and new, its place or its reason to wait.
 pub(crate) fn place_all<'w, 'a>(
-    index: &Index<'a>,
+    index: &'w Index<'a>,
     changes: &'w Changes<'w, 'a>,
     wake: &mut Wake,
     actions: &mut Vec<Action>,
-) {
+) -> Places<'w, 'a> {
     let mut places = Places::new(index);
     let mut units = units(index, changes);
     // New ones wait from now on, so that they stand where they will stand in the next plan.
@@ -107,6 +109,7 @@ pub(crate) fn place_all<'w, 'a>(
             places.emit(unit.batch, entry, &mut reason, actions);
         }
     }
+    places
 }
 
 /// What is placed in one go: a batch, or each job by itself where volumes are asked for, since which
@@ -148,11 +151,12 @@ fn units<'b, 'a>(index: &Index<'a>, changes: &'b Changes<'b, 'a>) -> Vec<Unit<'b
     units
 }
 
-struct Places<'i, 'a> {
+/// What is taken of each host, as far as this plan has come.
+pub(crate) struct Places<'i, 'a> {
     index: &'i Index<'a>,
     slots: Vec<Slot>,
     /// Hosts that take jobs, by load.
-    by_load: BTreeSet<(u64, u32)>,
+    pub by_load: BTreeSet<(u64, u32)>,
 }
 
 /// What jobs take of a host. Wide, as requests are whatever users wrote, and what is given back must be what
@@ -196,29 +200,34 @@ impl<'i, 'a> Places<'i, 'a> {
                 .get(&view.host.id)
                 .map_or(Slot::default(), |here| here.taken);
         }
-        let up = (0..).zip(&index.hosts).filter(|(_, view)| view.is_open());
-        places.by_load = up.map(|(at, _)| (places.load(at), at)).collect();
+        places.by_load = places.open().map(|at| (places.load(at), at)).collect();
         places
     }
 
     /// Millionths of the host's processors and memory that are spoken for, together. Requests are
     /// whatever users wrote, so there is a most.
     fn load(&self, at: u32) -> u64 {
-        let (slot, host) = (&self.slots[at as usize], self.index.hosts[at as usize].host);
-        let part = |taken: i128, of: i64| {
-            let millionths = taken * 1_000_000 / i128::from(of.max(1));
-            u64::try_from(millionths).unwrap_or(u64::MAX)
-        };
-        let memory = if host.memory_bytes > 0 {
-            part(slot.memory_taken_bytes, host.memory_bytes)
-        } else {
-            0
-        };
-        let cpu = part(
-            slot.cpu_taken_milli,
-            if host.cpu_milli > 0 { host.cpu_milli } else { 1000 },
-        );
-        cpu.saturating_add(memory)
+        self.load_without(at, Slot::default())
+    }
+
+    pub fn load_without(&self, at: u32, gone: Slot) -> u64 {
+        let mut slot = self.slots[at as usize];
+        slot.memory_taken_bytes -= gone.memory_taken_bytes;
+        slot.cpu_taken_milli -= gone.cpu_taken_milli;
+        slot.part_of(self.index.hosts[at as usize].host)
+    }
+
+    /// What a job adds to a host's load.
+    pub fn weight(&self, at: u32, need: Need) -> u64 {
+        let mut slot = Slot::default();
+        slot.add(need);
+        slot.part_of(self.index.hosts[at as usize].host)
+    }
+
+    /// Hosts that jobs may be started on, by position.
+    pub fn open(&self) -> impl Iterator<Item = u32> {
+        let all = (0..).zip(&self.index.hosts);
+        all.filter(|(_, view)| view.is_open()).map(|(at, _)| at)
     }
 
     /// A host that says nothing about its memory is not limited by it.
@@ -231,7 +240,7 @@ impl<'i, 'a> Places<'i, 'a> {
         i64::try_from(free).unwrap_or(i64::MIN)
     }
 
-    fn can_take(&self, at: u32, need: Need) -> bool {
+    pub fn can_take(&self, at: u32, need: Need) -> bool {
         self.index.hosts[at as usize].is_open() && self.can_hold(at, need)
     }
 
@@ -243,7 +252,7 @@ impl<'i, 'a> Places<'i, 'a> {
             && self.memory_free_bytes(at) >= need.memory_bytes
     }
 
-    fn put(&mut self, at: u32, need: Need) {
+    pub fn put(&mut self, at: u32, need: Need) {
         // One that is being drained is not there, and takes only what has its data there.
         let is_open = self.by_load.remove(&(self.load(at), at));
         self.slots[at as usize].add(need);
@@ -470,6 +479,24 @@ impl Slot {
     pub fn subtract(&mut self, need: Need) {
         self.memory_taken_bytes -= i128::from(need.memory_bytes);
         self.cpu_taken_milli -= i128::from(need.cpu_milli);
+    }
+
+    /// In millionths of what a host has, processors and memory together.
+    fn part_of(self, host: &Host) -> u64 {
+        let part = |taken: i128, of: i64| {
+            let millionths = taken * 1_000_000 / i128::from(of.max(1));
+            u64::try_from(millionths).unwrap_or(u64::MAX)
+        };
+        let memory = if host.memory_bytes > 0 {
+            part(self.memory_taken_bytes, host.memory_bytes)
+        } else {
+            0
+        };
+        let cpu = part(
+            self.cpu_taken_milli,
+            if host.cpu_milli > 0 { host.cpu_milli } else { 1000 },
+        );
+        cpu.saturating_add(memory)
     }
 }
 

@@ -30,6 +30,8 @@ impl World {
             created_at: known.as_ref().map_or(now, |known| known.created_at),
             is_draining: known.as_ref().is_some_and(|known| known.is_draining),
             started_at: boot,
+            up_since: known.as_ref().map_or(Timestamp::EPOCH, |known| known.up_since),
+            relapses: known.as_ref().map_or(0, |known| known.relapses),
             ..self.machines[host].row()
         };
         if known.is_none_or(|known| *known != row) {

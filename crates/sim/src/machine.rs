@@ -128,6 +128,8 @@ impl Machine {
             version: String::new(),
             created_at: Timestamp::EPOCH,
             started_at: Timestamp::EPOCH,
+            up_since: Timestamp::EPOCH,
+            relapses: 0,
         }
     }
 

@@ -104,8 +104,8 @@ impl State {
             Change::Settings { change } => self.change_settings(change),
             Change::PutBackup { backup } => self.put_backup(at, backup),
             Change::Restore { rows, host } => self.restore(rows, &host),
-            Change::PutHost { host } => self.put_host(host),
-            Change::SetHostState { host, state } => self.set_host_state(&host, state),
+            Change::PutHost { host } => self.put_host(at, host),
+            Change::SetHostState { host, state } => self.set_host_state(at, &host, state),
             Change::SetHostDraining { host, is_draining } => self.set_host_draining(&host, is_draining),
             Change::RemoveHost { host } => {
                 self.hosts.remove(&host);

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use types::{Host, HostId, HostState};
+use types::{Host, HostId, HostState, Timestamp};
 
 use crate::{State, command::Rejection};
 
 impl State {
-    pub(crate) fn put_host(&mut self, mut host: Host) -> Result<(), Rejection> {
-        if let Some(known) = self.hosts.get(&host.id) {
+    pub(crate) fn put_host(&mut self, at: Timestamp, mut host: Host) -> Result<(), Rejection> {
+        let known = self.hosts.get(&host.id).map(|known| &**known);
+        host.follow_up(known, at);
+        if let Some(known) = known {
             host.created_at = known.created_at;
             // Only operators change it; a host that starts anew does not know.
             host.is_draining = known.is_draining;
@@ -30,7 +32,12 @@ impl State {
         Ok(())
     }
 
-    pub(crate) fn set_host_state(&mut self, id: &HostId, state: HostState) -> Result<(), Rejection> {
+    pub(crate) fn set_host_state(
+        &mut self,
+        at: Timestamp,
+        id: &HostId,
+        state: HostState,
+    ) -> Result<(), Rejection> {
         let found = self
             .hosts
             .get(id)
@@ -43,6 +50,9 @@ impl State {
         if !unchanged {
             let mut host = Host::clone(found);
             host.state = state;
+            if state == HostState::Up {
+                host.follow_up(Some(found), at);
+            }
             self.hosts.insert(id.clone(), Arc::new(host));
         }
         Ok(())

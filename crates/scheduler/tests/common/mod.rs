@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use scheduler::{Action, Cluster, META_HOST, META_REPLACES, Plan, plan};
+use scheduler::{Action, Cluster, META_HOST, META_MOVES, META_REPLACES, Plan, plan};
 use types::*;
 use uuid::Uuid;
 
@@ -115,6 +115,8 @@ pub fn host(name: &str) -> Host {
         version: String::new(),
         created_at: NOW - Duration::from_secs(20_000),
         started_at: NOW - Duration::from_secs(20_000),
+        up_since: NOW,
+        relapses: 0,
     }
 }
 
@@ -216,6 +218,8 @@ impl World {
                     let (key, value) = word.split_once('=').unwrap_or((word, ""));
                     match key {
                         "draining" => row.is_draining = true,
+                        "up" => row.up_since = NOW - seconds(value),
+                        "relapses" => row.relapses = value.parse().unwrap(),
                         "mem" => row.memory_bytes = value.parse::<i64>().unwrap() << 20,
                         "silent" => {
                             row.state = HostState::Silent {
@@ -315,6 +319,7 @@ impl World {
                 "restarts" => row.restarts = value.parse().unwrap(),
                 "run_in" => row.run_at = Some(NOW + seconds(value)),
                 "replaces" => drop(row.meta.insert(META_REPLACES.into(), id_of(value).to_string())),
+                "moves" => drop(row.meta.insert(META_MOVES.into(), id_of(value).to_string())),
                 "for" => drop(row.meta.insert(META_HOST.into(), value.into())),
                 "oneoff" => row.one_off = Some(OneOff::default()),
                 "unhealthy" => row.is_unhealthy = true,

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use scheduler::{Action, Cluster, Plan, SILENCE_MAX, plan};
+use scheduler::{Action, CALM_MIN, Cluster, META_MOVES, Plan, SILENCE_MAX, plan};
 use types::*;
 
 /// Knowing less never stops a job that serves on a host that lives: what a plan stops when some
@@ -167,7 +167,93 @@ fn counted(
                 .is_none_or(|host| has_tags(host) && !host.is_draining)
     };
     let well = active.iter().filter(is_placed_well).count();
-    assert_eq!(well, count, "{name} of {release} has another count than wanted");
+    // What is moved goes when the one that was started for it serves.
+    let is_moved = |job: &&&Arc<Job>| active.iter().any(|mover| moved_by(mover) == Some(job.id));
+    let moved = active.iter().filter(is_placed_well).filter(is_moved).count();
+    assert!(
+        well == count || (well > count && well <= count + moved),
+        "{name} of {release} has another count than wanted: {well} instead of {count}, {moved} of them moved"
+    );
+}
+
+fn moved_by(mover: &Job) -> Option<JobId> {
+    mover.host.as_ref()?;
+    mover.meta.get(META_MOVES)?.parse().ok()
+}
+
+/// What is moved serves, and goes from a host that has more of its type to one that has less and has been up
+/// for long; no host gets two at a time.
+pub fn moves_are_worth_it(before: &Cluster, made: &Plan, now: Timestamp) {
+    let place_of = |id: JobId| {
+        made.actions.iter().find_map(|action| match action {
+            Action::PlaceJob { job, host, .. } if *job == id => Some(host.clone()),
+            _ => None,
+        })
+    };
+    let mut taken = BTreeSet::new();
+    for job in before.jobs.values().filter(|job| job.state == JobState::Starting) {
+        let moved = moved_by(job).and_then(|moved| before.jobs.get(&moved));
+        if moved.is_some_and(|moved| moved.state == JobState::Up) {
+            taken.insert(job.host.clone());
+        }
+    }
+    for action in &made.actions {
+        let Action::CreateJob { job, .. } = action else {
+            continue;
+        };
+        let Some(moved) = job.meta.get(META_MOVES) else {
+            continue;
+        };
+        let moved = &before.jobs[&moved.parse::<JobId>().unwrap()];
+        let (from, to) = (moved.host.clone().unwrap(), place_of(job.id).expect("its place"));
+        assert!(serves(moved), "{} is moved and does not serve", moved.id);
+        let host = &before.hosts[&to];
+        assert!(host.up_since + CALM_MIN <= now, "{to} has not been up for long");
+        assert!(
+            taken.insert(Some(to.clone())),
+            "two jobs are moved to {to} at a time"
+        );
+        let on = |host: &HostId| {
+            let alike = |other: &&Arc<Job>| {
+                (other.release, &other.process_type) == (moved.release, &moved.process_type)
+                    && other.host.as_ref() == Some(host)
+                    && other.one_off.is_none()
+                    && other.is_active()
+            };
+            before.jobs.values().filter(alike).count()
+        };
+        assert!(on(&from) > on(&to), "{} is moved from {from} to {to}", moved.id);
+    }
+}
+
+/// What must be so when nothing has happened for long: no host has two more jobs of a type than another that
+/// could have one of them.
+pub fn even(cluster: &Cluster, formation: &Formation, name: &str, process: &ProcessType) {
+    if process.omni || !process.volumes.is_empty() {
+        return;
+    }
+    let tags = formation.tags.get(name);
+    let has_tags = |host: &Host| {
+        tags.is_none_or(|tags| tags.iter().all(|(key, value)| host.tags.get(key) == Some(value)))
+    };
+    let open = cluster
+        .hosts
+        .values()
+        .filter(|host| !host.is_draining && has_tags(host));
+    let counts: Vec<usize> = open
+        .map(|host| {
+            let on_it = |job: &&Arc<Job>| {
+                is_of(job, formation.release, name) && job.is_active() && job.host.as_ref() == Some(&host.id)
+            };
+            cluster.jobs.values().filter(on_it).count()
+        })
+        .collect();
+    let (most, least) = (counts.iter().max(), counts.iter().min());
+    assert!(
+        most.is_none() || most <= least.map(|least| least + 1).as_ref(),
+        "{name} of {} is not even: {counts:?}",
+        formation.release
+    );
 }
 
 /// A formation that has what it is to have, or less, loses nothing that serves.

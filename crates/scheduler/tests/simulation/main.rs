@@ -28,7 +28,7 @@ use std::{
 };
 
 use common::*;
-use scheduler::{Action, Cluster, Plan, Planner, plan};
+use scheduler::{Action, Cluster, META_MOVES, Plan, Planner, plan};
 use types::*;
 
 /// SplitMix64: small, and the same everywhere.
@@ -91,6 +91,7 @@ struct Simulation {
     serial: u64,
     story: Vec<String>,
     ended_deployments: (u64, u64),
+    moves: u64,
 }
 
 impl Drop for Simulation {
@@ -122,6 +123,7 @@ impl Simulation {
             serial: 0,
             story: vec![],
             ended_deployments: (0, 0),
+            moves: 0,
         };
         for _ in 0..1 + simulation.random.below(5) {
             simulation.add_host();
@@ -145,6 +147,7 @@ impl Simulation {
     fn add_host(&mut self) {
         let name = self.serial("h");
         let mut row = host(&name);
+        row.up_since = self.now;
         row.memory_bytes = [1 << 30, 4 << 30, 8 << 30][self.random.below(3) as usize];
         if self.random.one_in(2) {
             row.tags.insert("disk".into(), "ssd".into());
@@ -216,6 +219,9 @@ impl Simulation {
         laws::monotone(&before, &made, self.now, self.random.next());
         oracle::placements(&before, &made);
         for action in &made.actions {
+            let is_move =
+                matches!(action, Action::CreateJob { job, .. } if job.meta.contains_key(META_MOVES));
+            self.moves += u64::from(is_move);
             self.check_deployment_end(action);
             apply(&mut self.cluster, action, self.now);
             if let Action::PlaceJob { job, .. } = action {
@@ -236,6 +242,7 @@ impl Simulation {
         );
         laws::hold(&before, &made, &self.cluster);
         laws::data_are_used(&before, &made, &self.cluster);
+        laws::moves_are_worth_it(&before, &made, self.now);
         self.wake_at = again.wake_at;
     }
 
@@ -315,7 +322,9 @@ impl Simulation {
         let hosts: Vec<HostId> = self.cluster.hosts.keys().cloned().collect();
         for id in hosts {
             let row = Arc::make_mut(self.cluster.hosts.get_mut(&id).unwrap());
+            let before = row.clone();
             row.state = HostState::Up;
+            row.follow_up(Some(&before), self.now);
             row.memory_bytes = 64 << 30;
             row.tags.insert("disk".into(), "ssd".into());
         }
@@ -376,6 +385,7 @@ impl Simulation {
                     .filter(|job| job.is_active())
                     .count();
                 assert_eq!((up, active), (wanted, wanted), "{name} of {release} at the end");
+                laws::even(cluster, formation, name, process);
             }
         }
         let orphans = cluster
@@ -407,19 +417,20 @@ fn run_part(part: u64) {
         Some(seed) => (seed..=seed).filter(|seed| seed % 4 == part).collect(),
         None => (0..seeds).filter(|seed| seed % 4 == part).collect(),
     };
-    let mut ended = (0, 0);
+    let (mut ended, mut moves) = ((0, 0), 0);
     for seed in &seeds {
         let mut simulation = Simulation::new(*seed);
         simulation.run(250);
         ended.0 += simulation.ended_deployments.0;
         ended.1 += simulation.ended_deployments.1;
+        moves += simulation.moves;
     }
     // A simulation in which nothing happens would keep every law.
     let expected = seeds.len() as u64;
-    let is_lively = ended.0 > expected && ended.1 > expected;
+    let is_lively = ended.0 > expected && ended.1 > expected && moves > expected;
     assert!(
         chosen.is_some() || is_lively,
-        "{} deployments completed, {} failed",
+        "{} deployments completed, {} failed, {moves} jobs moved",
         ended.0,
         ended.1
     );

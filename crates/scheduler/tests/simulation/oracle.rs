@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use scheduler::{Action, Cluster, MEMORY_UNDECLARED_BYTES, META_HOST, Plan};
+use scheduler::{Action, Cluster, MEMORY_UNDECLARED_BYTES, META_HOST, META_MOVES, Plan};
 use types::*;
 
 #[derive(Default, Clone)]
@@ -94,8 +94,8 @@ pub fn placements(before: &Cluster, made: &Plan) {
                     .filter(can_take)
                     .filter(|candidate| !candidate.is_draining)
                     .min_by_key(key);
-                // Where data are already, there is no choice.
-                if volumes.len() > new_volumes.len() {
+                // Where data are already, there is no choice; and what is moved goes by laws of its own.
+                if volumes.len() > new_volumes.len() || row.meta.contains_key(META_MOVES) {
                     let chosen = before.hosts.get(host).map(|host| &**host);
                     assert!(chosen.as_ref().is_some_and(can_take), "the place of {job}");
                 } else {

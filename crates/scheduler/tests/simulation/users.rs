@@ -247,7 +247,9 @@ impl Simulation {
             self.tell(format!("host {id} is silent"));
             return;
         }
+        let before = row.clone();
         row.state = HostState::Up;
+        row.follow_up(Some(&before), self.now);
         let has_rebooted = self.random.one_in(2);
         self.tell(format!(
             "host {id} is back{}",

@@ -26,6 +26,8 @@ fn host(name: &str) -> Host {
         version: String::new(),
         created_at: at(0),
         started_at: at(0),
+        up_since: at(0),
+        relapses: 0,
     }
 }
 
