@@ -325,7 +325,7 @@ impl Lab {
     /// For what the platform itself takes its time for.
     pub fn wait_within<T>(
         &self,
-        patience: Duration,
+        patience: std::time::Duration,
         what: &str,
         look: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {

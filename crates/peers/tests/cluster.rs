@@ -368,6 +368,8 @@ async fn only_members_get_through_the_port_and_a_removed_one_is_nobody() {
         version: String::new(),
         created_at: Timestamp::EPOCH,
         started_at: Timestamp::EPOCH,
+        up_since: Timestamp::EPOCH,
+        relapses: 0,
     };
     let through = second.network.client(&row(&first), Part::Controller).unwrap();
     through.text("/ping").await.unwrap();
