@@ -36,7 +36,7 @@ pub const MEMORY_UNDECLARED_BYTES: i64 = 64 << 20;
 /// What releases are stored with where they declare nothing. Asked for once for every job.
 static MEMORY_DEFAULT_BYTES: LazyLock<i64> = LazyLock::new(|| Resources::default().request("memory"));
 
-/// Hosts that are looked at in order of load before all are compared.
+/// Hosts that are looked at in order of load before all are compared, beside those that have one of the group.
 const WALK_MAX: usize = 16;
 /// Hosts that are named when none has enough memory.
 const NAMED_MAX: usize = 3;
@@ -528,7 +528,8 @@ impl Chooser {
 
     fn choose(&mut self, places: &Places, need: Need) -> Option<u32> {
         if self.heap.is_none() {
-            let walk = places.by_load.iter().take(WALK_MAX).map(|(_, at)| *at);
+            let walk_max = WALK_MAX + self.same.len();
+            let walk = places.by_load.iter().take(walk_max).map(|(_, at)| *at);
             let first = walk
                 .into_iter()
                 .find(|at| !self.same.contains_key(at) && places.can_take(*at, need));
