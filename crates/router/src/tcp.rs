@@ -21,24 +21,23 @@ pub async fn serve(guest: Guest, stream: TcpStream, entrance: Entrance) {
     // Nothing has been read from the client yet, so any backend that takes the connection will do.
     while tried.len() < routing::ATTEMPTS_MAX as usize {
         let load = table.load(worker.now_ms());
-        let next = routing::choose(
-            table.table(),
-            route.service,
-            route.is_leader_only,
-            &load,
-            worker.random(),
-            &tried,
-        );
-        let Some(backend) = next else { return };
+        let choose = |tried: &[_]| {
+            let (routes, random) = (table.table(), worker.random());
+            routing::choose(routes, route.service, route.is_leader_only, &load, random, tried)
+        };
+        let Some(backend) = choose(&tried) else { return };
         tried.push(backend);
+        // One whose host is gone answers nothing at all; where another could, it is not waited for.
+        let timeouts = &worker.config.timeouts;
+        let limit = match choose(&tried) {
+            Some(_) => timeouts.connect_first,
+            None => timeouts.connect,
+        };
         let Some(in_flight) = InFlight::begin(&table, &worker.shared, backend) else {
             continue;
         };
         let addr = table.table().backend(backend).addr;
-        match watch
-            .within(worker.config.timeouts.connect, upstream::connect(addr))
-            .await
-        {
+        match watch.within(limit, upstream::connect(addr)).await {
             Ok(Ok(mut upstream)) => {
                 table.accepted(backend);
                 let mut client = Client::Plain(stream);

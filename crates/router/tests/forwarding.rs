@@ -464,6 +464,38 @@ async fn tcp_routes_open_their_port_and_close_it() {
         .expect("the port closes");
 }
 
+/// Of a TCP route as of any other: nothing is read from a client before a backend has taken the connection.
+#[tokio::test]
+async fn a_tcp_backend_that_answers_nothing_is_not_waited_for_when_there_is_another() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let full = socket.listen(0).unwrap();
+    // Its queue is full from now on, so the kernel drops what comes, as where a host is gone.
+    let _waiting = tokio::net::TcpStream::connect(full.local_addr().unwrap())
+        .await
+        .unwrap();
+    let addr = backend(|mut stream| async move {
+        stream.get_mut().write_all(b"here").await.unwrap();
+    })
+    .await;
+    let mut config = config();
+    config.timeouts.connect = Duration::from_secs(3600);
+    config.timeouts.connect_first = Duration::from_millis(50);
+    let mut world = World::start(config).await;
+    let free = nobody().await.port();
+    world
+        .snapshot(routing::feed::Snapshot {
+            routes: vec![tcp_route(free, "db")],
+            services: vec![service("db", &[full.local_addr().unwrap(), addr])],
+            ..Default::default()
+        })
+        .await;
+    for _ in 0..8 {
+        let mut client = Client::connect(([127, 0, 0, 1], free).into()).await;
+        assert_eq!(client.read_exactly(4).await, b"here");
+    }
+}
+
 /// Port 1 of an address that nobody has.
 fn nobody_now() -> std::net::SocketAddr {
     ([127, 0, 0, 1], 1).into()
