@@ -277,5 +277,11 @@ fn images_are_pushed_and_pulled_by_any_host_and_outlive_one() -> Result<()> {
         let found = registry(&hosts.hosts[leader], "GET", "/v2/blog/manifests/copy", &[])?;
         Ok((found.1 == manifest).then_some(()))
     })?;
+
+    // Whatever two of them kept so far, all do when that is asked.
+    hosts.hosts[leader].flynn_host(&["copies", "3"])?;
+    hosts.hosts[0].wait("every host to have the blob", || {
+        Ok(hosts.hosts.iter().all(|host| has_blob(host, &blob)).then_some(()))
+    })?;
     hosts.finish()
 }

@@ -75,6 +75,19 @@ done
 say "both apps answer $(cut -d. -f1 /proc/uptime) s after the kernel started"
 [ "$(flynn -a my-python env get GREETING)" = hello ]
 [ "$(flynn -a my-python ps | grep -c ' up ')" = 2 ]
+
+say "a lab whose packets come late, which takes a kernel with netem"
+flynn-host lab up --hosts 2 --apart --no-outside
+there=$(flynn-host lab status | awk '$1 == "host2" { print $2 }')
+least_ms() { flynn-host lab exec host1 -- ping -n -q -c 5 "$there" | sed -n 's|^rtt .* = \([0-9]*\)\..*|\1|p'; }
+[ "$(least_ms)" -lt 100 ]
+flynn-host lab slow host2 --latency 100ms
+expect "100 ms slower" flynn-host lab status
+[ "$(least_ms)" -ge 200 ]
+flynn-host lab heal
+[ "$(least_ms)" -lt 100 ]
+flynn-host lab down
+
 script/down --yes
 [ ! -e /sys/fs/cgroup/flynn ]
 [ -z "$(nft list tables)" ]

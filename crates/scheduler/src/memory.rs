@@ -111,7 +111,7 @@ impl Memory {
         match &job.host {
             Some(host) if job.state != JobState::Down => {
                 let here = self.by_host.entry(host.clone()).or_default();
-                here.taken.add(Need::of_job(releases, job));
+                here.taken += Slot::of(Need::of_job(releases, job));
                 if is_running(job) {
                     here.running.insert(job.id, job.clone());
                 }
@@ -144,7 +144,7 @@ impl Memory {
         if let Some(here) = job.host.as_ref().and_then(|host| self.by_host.get_mut(host))
             && job.state != JobState::Down
         {
-            here.taken.subtract(Need::of_job(releases, job));
+            here.taken -= Slot::of(Need::of_job(releases, job));
             here.running.remove(&job.id);
         }
         self.homeless.remove(&job.id);
@@ -193,8 +193,8 @@ impl Memory {
             if let Some(here) = job.host.as_ref().and_then(|host| self.by_host.get_mut(host))
                 && was_counted_before
             {
-                here.taken.subtract(Need::of_job(&before.releases, job));
-                here.taken.add(Need::of_job(&after.releases, job));
+                here.taken -= Slot::of(Need::of_job(&before.releases, job));
+                here.taken += Slot::of(Need::of_job(&after.releases, job));
             }
         }
     }

@@ -11,6 +11,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
+    ops::{AddAssign, SubAssign},
     sync::LazyLock,
 };
 
@@ -157,6 +158,8 @@ pub(crate) struct Places<'i, 'a> {
     slots: Vec<Slot>,
     /// Hosts that take jobs, by load.
     pub by_load: BTreeSet<(u64, u32)>,
+    /// Where this plan has put one-off jobs.
+    pub one_offs: Vec<(u32, Slot)>,
 }
 
 /// What jobs take of a host. Wide, as requests are whatever users wrote, and what is given back must be what
@@ -192,6 +195,7 @@ impl<'i, 'a> Places<'i, 'a> {
             index,
             slots: vec![Slot::default(); index.hosts.len()],
             by_load: BTreeSet::new(),
+            one_offs: Vec::new(),
         };
         for (slot, view) in places.slots.iter_mut().zip(&index.hosts) {
             *slot = index
@@ -212,16 +216,13 @@ impl<'i, 'a> Places<'i, 'a> {
 
     pub fn load_without(&self, at: u32, gone: Slot) -> u64 {
         let mut slot = self.slots[at as usize];
-        slot.memory_taken_bytes -= gone.memory_taken_bytes;
-        slot.cpu_taken_milli -= gone.cpu_taken_milli;
+        slot -= gone;
         slot.part_of(self.index.hosts[at as usize].host)
     }
 
     /// What a job adds to a host's load.
     pub fn weight(&self, at: u32, need: Need) -> u64 {
-        let mut slot = Slot::default();
-        slot.add(need);
-        slot.part_of(self.index.hosts[at as usize].host)
+        Slot::of(need).part_of(self.index.hosts[at as usize].host)
     }
 
     /// Hosts that jobs may be started on, by position.
@@ -255,7 +256,7 @@ impl<'i, 'a> Places<'i, 'a> {
     pub fn put(&mut self, at: u32, need: Need) {
         // One that is being drained is not there, and takes only what has its data there.
         let is_open = self.by_load.remove(&(self.load(at), at));
-        self.slots[at as usize].add(need);
+        self.slots[at as usize] += Slot::of(need);
         if is_open {
             self.by_load.insert((self.load(at), at));
         }
@@ -296,6 +297,9 @@ impl<'i, 'a> Places<'i, 'a> {
             };
             if let Outcome::Host(at) = outcome {
                 self.put(at, batch.need);
+                if batch.key.is_none() {
+                    self.one_offs.push((at, Slot::of(batch.need)));
+                }
                 chooser.chosen(self, at);
             }
             let (volumes, new_volumes) = match outcome {
@@ -471,14 +475,11 @@ impl<'i, 'a> Places<'i, 'a> {
 }
 
 impl Slot {
-    pub fn add(&mut self, need: Need) {
-        self.memory_taken_bytes += i128::from(need.memory_bytes);
-        self.cpu_taken_milli += i128::from(need.cpu_milli);
-    }
-
-    pub fn subtract(&mut self, need: Need) {
-        self.memory_taken_bytes -= i128::from(need.memory_bytes);
-        self.cpu_taken_milli -= i128::from(need.cpu_milli);
+    pub fn of(need: Need) -> Slot {
+        Slot {
+            memory_taken_bytes: i128::from(need.memory_bytes),
+            cpu_taken_milli: i128::from(need.cpu_milli),
+        }
     }
 
     /// In millionths of what a host has, processors and memory together.
@@ -497,6 +498,20 @@ impl Slot {
             if host.cpu_milli > 0 { host.cpu_milli } else { 1000 },
         );
         cpu.saturating_add(memory)
+    }
+}
+
+impl AddAssign for Slot {
+    fn add_assign(&mut self, other: Slot) {
+        self.memory_taken_bytes += other.memory_taken_bytes;
+        self.cpu_taken_milli += other.cpu_taken_milli;
+    }
+}
+
+impl SubAssign for Slot {
+    fn sub_assign(&mut self, other: Slot) {
+        self.memory_taken_bytes -= other.memory_taken_bytes;
+        self.cpu_taken_milli -= other.cpu_taken_milli;
     }
 }
 

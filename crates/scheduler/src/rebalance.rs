@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use types::{AppId, Job, JobState, ReleaseId, Strategy, Timestamp};
+use types::{AppId, Job, JobId, JobState, ReleaseId, Strategy, Timestamp};
 
 use crate::{
     Action, META_MOVES, Wake,
@@ -101,6 +101,16 @@ pub(crate) fn rebalance<'a>(
     uneven
 }
 
+/// What a host is for a job that moves.
+#[derive(Clone, Copy, PartialEq)]
+enum Taker {
+    Ready,
+    /// It has not been up for long. What would go there waits, rather than move twice.
+    Soon,
+    /// It has one on its way to it, or is one that comes and goes.
+    No,
+}
+
 struct Rebalance<'x, 'i, 'a> {
     index: &'x Index<'a>,
     wanted: &'x Wanted<'a>,
@@ -111,7 +121,7 @@ struct Rebalance<'x, 'i, 'a> {
     places: Places<'i, 'a>,
     /// Hosts that a moved job is on its way to.
     busy: BTreeSet<u32>,
-    /// What will be free on a host when those that are going are gone.
+    /// What will be free on a host when those that are going are gone, and one-off jobs.
     relief: BTreeMap<u32, Slot>,
     /// Types that the plan does not look at otherwise.
     others: BTreeMap<GroupKey<'a>, Group<'a>>,
@@ -122,27 +132,35 @@ struct Rebalance<'x, 'i, 'a> {
 impl<'a> Rebalance<'_, '_, 'a> {
     fn note_what_goes_on(&mut self, changes: &Changes<'_, 'a>) {
         let releases = &self.index.cluster.releases;
-        let mut going: Vec<&Job> = changes.stops.iter().map(|(job, _)| *job).collect();
-        let stops: BTreeSet<_> = going.iter().map(|job| job.id).collect();
+        let stops: BTreeMap<JobId, &Job> = changes.stops.iter().map(|(job, _)| (job.id, *job)).collect();
+        // They end by themselves, and nobody should have to move for a build.
+        let mut going: BTreeMap<JobId, &Job> = self.index.one_offs.iter().map(|job| (job.id, *job)).collect();
+        going.extend(&stops);
         for (key, group) in &self.index.groups {
-            going.extend(&group.stopping);
+            going.extend(group.stopping.iter().map(|job| (job.id, *job)));
             let Some(want) = self.wanted.want(*key) else {
                 continue;
             };
             for (moved, mover) in moves(&group.active, want.count as usize) {
                 // With one of them gone by this plan it is no move any more.
-                if !stops.contains(&mover.id) && !stops.contains(&moved.id) {
+                if !stops.contains_key(&mover.id) && !stops.contains_key(&moved.id) {
                     self.busy.extend(self.index.host_position(mover));
-                    going.push(moved);
+                    going.insert(moved.id, moved);
                 }
             }
         }
-        for job in going.into_iter().filter(|job| job.host.is_some()) {
+        for job in going.into_values().filter(|job| job.host.is_some()) {
             if let Some(at) = self.index.host_position(job) {
-                let need = Need::of_job(releases, job);
-                self.relief.entry(at).or_default().add(need);
+                self.relieve(at, Slot::of(Need::of_job(releases, job)));
             }
         }
+        for (at, slot) in std::mem::take(&mut self.places.one_offs) {
+            self.relieve(at, slot);
+        }
+    }
+
+    fn relieve(&mut self, at: u32, by: Slot) {
+        *self.relief.entry(at).or_default() += by;
     }
 
     /// Moves one job of a type whose jobs are not even. Returns whether they are not, for whatever reason.
@@ -177,9 +195,12 @@ impl<'a> Rebalance<'_, '_, 'a> {
             return true;
         }
         let need = Need::of_type(want.process, want.tags);
-        let calm: Vec<u32> = less.into_iter().filter(|at| self.is_calm(*at)).collect();
-        let able = calm.into_iter().filter(|at| self.places.can_take(*at, need));
-        let to = able.min_by_key(|at| (count(*at), self.load(*at), *at));
+        let takers: Vec<(u32, Taker)> = less.into_iter().map(|at| (at, self.taker(at))).collect();
+        let able = takers
+            .into_iter()
+            .filter(|(at, taker)| *taker != Taker::No && self.places.can_take(*at, need));
+        let to = able.min_by_key(|(at, _)| (count(*at), self.load(*at), *at));
+        let to = to.and_then(|(at, taker)| (taker == Taker::Ready).then_some(at));
         let from = by_host.keys().copied().filter(|at| count(*at) == most);
         let from = from.max_by_key(|at| (self.load(*at), *at));
         if let (Some(from), Some(to)) = (from, to) {
@@ -195,8 +216,10 @@ impl<'a> Rebalance<'_, '_, 'a> {
         let mut takers = Vec::new();
         let by_load: Vec<u32> = self.places.by_load.iter().map(|(_, at)| *at).collect();
         for at in &by_load {
-            if takers.len() < LOOK_MAX && self.is_calm(*at) {
-                takers.push(*at);
+            match self.taker(*at) {
+                Taker::Ready if takers.len() < LOOK_MAX => takers.push(*at),
+                Taker::Soon if takers.is_empty() => return false,
+                _ => {}
             }
         }
         for from in by_load.into_iter().rev().take(LOOK_MAX) {
@@ -296,13 +319,18 @@ impl<'a> Rebalance<'_, '_, 'a> {
         begun.chain(ended).chain([want.since + CALM_MIN]).max()
     }
 
-    /// Whether a host has been up for long enough, and no moved job is on its way to it.
-    fn is_calm(&mut self, at: u32) -> bool {
+    fn taker(&mut self, at: u32) -> Taker {
         let host = self.index.hosts[at as usize].host;
-        !self.wake.is_ahead(host.up_since + calm_after(host.relapses)) && !self.busy.contains(&at)
+        let is_early = self.wake.is_ahead(host.up_since + calm_after(host.relapses));
+        match (self.busy.contains(&at), is_early) {
+            (true, _) => Taker::No,
+            (false, false) => Taker::Ready,
+            (false, true) if host.relapses == 0 => Taker::Soon,
+            (false, true) => Taker::No,
+        }
     }
 
-    /// A host's load when those that are going are gone.
+    /// A host's load without that.
     fn load(&self, at: u32) -> u64 {
         let relief = self.relief.get(&at).copied().unwrap_or_default();
         self.places.load_without(at, relief)
@@ -325,7 +353,7 @@ impl<'a> Rebalance<'_, '_, 'a> {
             label,
         });
         self.places.put(to, need);
-        self.relief.entry(from).or_default().add(need);
+        self.relieve(from, Slot::of(need));
         self.busy.insert(to);
         self.touched.insert(key);
     }

@@ -48,6 +48,17 @@ fn a_host_that_has_just_come_is_waited_for() {
 }
 
 #[test]
+fn a_better_host_that_has_just_come_is_waited_for_unless_it_comes_and_goes() {
+    let want = "want v1 web=6; job w1 v1/web up a age=900; job w2 v1/web up a age=800; job w3 v1/web up a age=700; \
+                job w4 v1/web up a age=600; job w5 v1/web up a age=500; job w6 v1/web up b age=500";
+    check(&format!("host a up=900; host b up=900; host c up=50; {want}"), "");
+    check(
+        &format!("host a up=900; host b up=900; host c up=50 relapses=1; {want}"),
+        "create web.new1 of v1\nstart web.new1 on b",
+    );
+}
+
+#[test]
 fn hosts_that_are_drained_silent_full_or_without_the_tags_get_none() {
     for c in ["draining", "silent=1", "mem=63"] {
         let hosts = format!("host a up=900; host b up=900; host c up=900 {c}");
