@@ -125,6 +125,24 @@ pub struct ClusterView {
     pub members: Vec<MemberView>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub floating: Vec<FloatingView>,
+    /// None where its files cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<AuthorityView>,
+}
+
+/// The certificates of the cluster's authority and of its domains, which are made anew by themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct AuthorityView {
+    /// When the authority's own ends.
+    pub ends_at: types::Timestamp,
+    /// When the first of those ends that it made for the cluster's domains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domains_end_at: Option<types::Timestamp>,
+    /// When the first of all is made anew.
+    pub renewal_at: types::Timestamp,
+    /// Why that has not been done, where it is time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }
 
 /// An address that one host has at a time.

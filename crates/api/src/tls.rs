@@ -22,6 +22,9 @@ const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 pub enum Trust {
     /// Base64 of the SHA-256 of the server's certificate (DER): exactly this one.
     Pin(String),
+    /// The one with this pin, or another for the server's name that this authority (PEM) signed: what follows the
+    /// pinned one when that ends.
+    PinOrAuthority(String, String),
     /// Certificates signed by these authorities, PEM.
     Authorities(String),
     /// What the machine trusts.
@@ -54,12 +57,15 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
         .expect("ring has the default protocol versions");
     let roots = match trust {
         Trust::Pin(text) => {
-            let bytes = BASE64_STANDARD
-                .decode(text)
-                .ok()
-                .filter(|bytes| bytes.len() == 32);
-            let pin = bytes.ok_or_else(|| TrustError::BadPin(text.clone()))?;
-            return Ok(trusting(Accepts::Certificate(pin), rustls::DEFAULT_VERSIONS));
+            let accepts = Accepts::Certificate(pin_bytes(text)?);
+            return Ok(trusting(accepts, rustls::DEFAULT_VERSIONS));
+        }
+        Trust::PinOrAuthority(text, pem) => {
+            let accepts = Accepts::CertificateOrSigned(
+                pin_bytes(text)?,
+                roots_of(pem.as_bytes(), "the cluster's authority")?,
+            );
+            return Ok(trusting(accepts, rustls::DEFAULT_VERSIONS));
         }
         Trust::Authorities(pem) => roots_of(pem.as_bytes(), "the given authorities")?,
         Trust::System => {
@@ -70,6 +76,13 @@ pub fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
         }
     };
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn pin_bytes(text: &str) -> Result<Vec<u8>, TrustError> {
+    let bytes = BASE64_STANDARD.decode(text).ok();
+    bytes
+        .filter(|bytes| bytes.len() == 32)
+        .ok_or_else(|| TrustError::BadPin(text.to_owned()))
 }
 
 /// Any certificate will do, as long as the server has its key: for a receiver that nobody vouches for, where
@@ -111,6 +124,8 @@ enum Accepts {
     Any,
     /// One with this digest, whatever name, authority and dates it has.
     Certificate(Vec<u8>),
+    /// One with this digest, or one for the server's name that one of these authorities signed.
+    CertificateOrSigned(Vec<u8>, RootCertStore),
     /// One for the server's name that the authority with this digest signed.
     SignedBy([u8; 32]),
 }
@@ -131,9 +146,11 @@ impl ServerCertVerifier for PinVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let pin = match &self.accepts {
+        let roots = match &self.accepts {
             Accepts::Any => return Ok(ServerCertVerified::assertion()),
-            Accepts::Certificate(pin) if Sha256::digest(end_entity).as_slice() == pin => {
+            Accepts::Certificate(pin) | Accepts::CertificateOrSigned(pin, _)
+                if Sha256::digest(end_entity).as_slice() == pin =>
+            {
                 return Ok(ServerCertVerified::assertion());
             }
             Accepts::Certificate(_) => {
@@ -141,14 +158,17 @@ impl ServerCertVerifier for PinVerifier {
                     "the server's certificate is not the pinned one".into(),
                 ));
             }
-            Accepts::SignedBy(pin) => pin,
+            Accepts::CertificateOrSigned(_, roots) => roots.clone(),
+            Accepts::SignedBy(pin) => {
+                let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+                let authority = intermediates
+                    .iter()
+                    .find(|certificate| Sha256::digest(certificate).as_slice() == pin);
+                let mut roots = RootCertStore::empty();
+                roots.add(authority.ok_or(unknown)?.clone().into_owned())?;
+                roots
+            }
         };
-        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let authority = intermediates
-            .iter()
-            .find(|certificate| Sha256::digest(certificate).as_slice() == pin);
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.ok_or(unknown)?.clone().into_owned())?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))?;

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use daemon::Shutdown;
 use state::{Change, State};
-use types::{DomainMigration, TlsCert};
+use types::{DomainMigration, DomainMigrationId, TlsCert};
 
-use crate::{Config, Controller};
+use crate::{Config, Controller, authority};
 
 /// A domain with the certificate for it and everything one level below.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,12 +21,16 @@ pub struct Domain {
 /// The domain that new apps get their names below.
 pub fn current(state: &State, config: &Config) -> Domain {
     let Some(migration) = state.domain_in_force() else {
-        return configured(config);
+        let configured = configured(config);
+        return Domain {
+            tls: authority::newest(state, &configured.name, configured.tls),
+            name: configured.name,
+        };
     };
     let tls = migration.tls_cert.clone().unwrap_or_default();
     Domain {
+        tls: authority::newest(state, &migration.domain, tls),
         name: migration.domain.clone(),
-        tls,
     }
 }
 
@@ -50,7 +54,10 @@ pub fn former(state: &State, config: &Config) -> Vec<Domain> {
     domains.remove(&current(state, config).name);
     domains
         .into_iter()
-        .map(|(name, tls)| Domain { name, tls })
+        .map(|(name, tls)| Domain {
+            tls: authority::newest(state, &name, tls),
+            name,
+        })
         .collect()
 }
 
@@ -74,7 +81,7 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
     loop {
         changes.borrow_and_update();
         let mut has_failed = false;
-        let in_force = controller.state().domain_in_force().map(|migration| migration.id);
+        let in_force = in_force(&controller.state(), &controller.config);
         if in_force != adopted {
             match adopt(&controller).await {
                 Ok(()) => adopted = in_force,
@@ -103,6 +110,15 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
     }
 }
 
+/// What makes the current domain and its certificate: nothing where they are those that the host started with.
+fn in_force(state: &State, config: &Config) -> Option<(Option<DomainMigrationId>, Option<TlsCert>)> {
+    let migration = state.domain_in_force();
+    let name = migration.map_or(&config.domain, |migration| &migration.domain);
+    let renewed = state.authority.domains.get(name).cloned();
+    let migration = migration.map(|migration| migration.id);
+    (migration.is_some() || renewed.is_some()).then_some((migration, renewed))
+}
+
 /// A start reads the domain before there is a store to ask.
 async fn adopt(controller: &Controller) -> anyhow::Result<()> {
     let state = controller.state();
@@ -120,10 +136,12 @@ async fn carry_out(controller: &Controller, migration: &DomainMigration) -> Resu
         Some(given) => Ok(given),
         None => {
             let (authority, domain) = (controller.config.authority.clone(), migration.domain.clone());
+            let ca_cert = authority::certificate(&controller.state(), &controller.config);
             tokio::task::spawn_blocking(move || authority.issue(&domain))
                 .await
                 .map_err(|error| error.to_string())
                 .and_then(|issued| issued.map_err(|error| format!("{error:#}")))
+                .map(|issued| TlsCert { ca_cert, ..issued })
         }
     };
     let id = migration.id;

@@ -14,6 +14,7 @@
 
 mod assignments;
 mod attach;
+mod authority;
 pub mod backup;
 mod by_host;
 mod cleanup;
@@ -75,6 +76,7 @@ pub struct Config {
     pub keys: Keys,
     /// For calls to hosts.
     pub internal_key: String,
+    /// The first certificate of the cluster's authority, which the host has on disk.
     pub ca_cert: String,
     pub cert: String,
     pub cert_key: String,
@@ -83,7 +85,7 @@ pub struct Config {
     pub forget: Vec<Arc<dyn Forget>>,
     /// Discovery's API, by which providers that are services of the cluster are found.
     pub discoverd: Option<api::Endpoint>,
-    /// Makes the certificates of domains that the cluster migrates to.
+    /// Makes the certificates of domains that the cluster migrates to, and what follows those that end.
     pub authority: daemon::secrets::Authority,
     /// Packs what a backup needs beside the state.
     pub archive: Option<Arc<dyn backup::Archive>>,
@@ -115,6 +117,7 @@ pub struct Controller {
     fetches: Arc<copies::Fetches>,
     answered: Arc<leading::Answered>,
     by_host: Arc<by_host::Cache>,
+    renewal_failure: Arc<authority::Failure>,
     /// Where changes go that are only tried: to a copy of the state instead of the store.
     copy: Option<Arc<std::sync::Mutex<State>>>,
 }
@@ -132,6 +135,7 @@ impl Controller {
             fetches: Arc::default(),
             answered: Arc::default(),
             by_host: Arc::default(),
+            renewal_failure: Arc::default(),
             routers: Arc::default(),
             copy: None,
         }
@@ -145,6 +149,7 @@ impl Controller {
             tokio::spawn(hosts::run(self.clone(), shutdown.clone())),
             tokio::spawn(cleanup::run(self.clone(), shutdown.clone())),
             tokio::spawn(domain::run(self.clone(), shutdown.clone())),
+            tokio::spawn(authority::run(self.clone(), shutdown.clone())),
             tokio::spawn(membership::run(self.clone(), shutdown.clone())),
             tokio::spawn(copies::run(self.clone(), shutdown.clone())),
             tokio::spawn(layer_objects::run(self.clone(), shutdown.clone())),

@@ -6,10 +6,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose};
+use anyhow::Result;
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 
-use crate::{files, secrets::Authority};
+use crate::secrets::Authority;
 
 /// How long a host's certificate is good.
 pub const HOST_CERT_VALIDITY: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -29,7 +29,8 @@ pub fn member_name(node: u64) -> String {
 /// PEM texts.
 #[derive(Clone)]
 pub struct HostCert {
-    /// With the authority's own behind it, for joiners, who know no more of it than its pin.
+    /// With the authority's own behind it, for joiners, who know no more of it than its pin: the first one, which is
+    /// what all hosts have and tokens hold. Its end is looked at by nobody: an anchor is a name and a key.
     pub chain: String,
     pub key: String,
     pub ca_cert: String,
@@ -38,13 +39,8 @@ pub struct HostCert {
 impl Authority {
     /// A certificate for member `node`, from `now` on.
     pub fn host_cert(&self, node: u64, host: &str, now: SystemTime) -> Result<HostCert> {
-        let read = |name: &str| {
-            let text = files::read_if_exists(&self.directory().join(name))?;
-            text.with_context(|| format!("there is no {name} in {}", self.directory().display()))
-        };
-        let ca_cert = read("ca.pem")?;
-        let ca_key = KeyPair::from_pem(&read("ca.key")?).context("ca.key is damaged")?;
-        let issuer = Issuer::from_ca_cert_pem(&ca_cert, ca_key).context("ca.pem is damaged")?;
+        let ca_cert = self.read("ca.pem")?;
+        let issuer = self.issuer()?;
         let mut params = CertificateParams::new(vec![ANY_MEMBER.to_owned(), member_name(node)])?;
         params.distinguished_name.push(DnType::OrganizationName, "Flynn");
         params.distinguished_name.push(DnType::CommonName, host);

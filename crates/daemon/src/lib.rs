@@ -10,6 +10,7 @@ pub mod files;
 pub mod forward;
 pub mod host_cert;
 pub mod paths;
+mod renewal;
 pub mod secrets;
 pub mod server;
 
@@ -17,6 +18,7 @@ pub use app_token::{AppToken, AppTokens};
 pub use auth::{Keys, Principal};
 pub use forward::Forward;
 pub use paths::StateDir;
+pub use renewal::{Validity, is_signed_by};
 pub use secrets::Secrets;
 pub use tokio_util::sync::CancellationToken as Shutdown;
 

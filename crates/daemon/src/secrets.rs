@@ -1,6 +1,9 @@
 //! The cluster's keys, its certificate authority and its certificate, made once and kept.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result};
 use rcgen::{
@@ -14,6 +17,9 @@ use crate::{
     auth::{Keys, Principal},
     files,
 };
+
+/// How long the authority's certificate is good, and those of domains: the original's five years.
+const VALIDITY: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 
 #[derive(Clone)]
 pub struct Secrets {
@@ -37,6 +43,11 @@ impl Secrets {
     /// Reads what is in `directory` and makes what lacks. The certificate is made anew when it is
     /// for another domain than `domain`; its authority stays.
     pub fn open(directory: &Path, domain: &str) -> Result<Secrets> {
+        Secrets::open_at(directory, domain, SystemTime::now())
+    }
+
+    /// With certificates as they are made at `now`.
+    pub fn open_at(directory: &Path, domain: &str, now: SystemTime) -> Result<Secrets> {
         files::create_private_dir(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
         // Daemon and router start at the same moment: without the lock each would make its own.
@@ -46,7 +57,7 @@ impl Secrets {
         Ok(Secrets {
             controller_key: key_file(&directory.join("controller.key"))?,
             internal_key: key_file(&directory.join("internal.key"))?,
-            tls: tls_files(directory, domain)?,
+            tls: tls_files(directory, domain, now)?,
         })
     }
 
@@ -78,7 +89,7 @@ fn key_file(path: &Path) -> Result<String> {
     Ok(key)
 }
 
-fn tls_files(directory: &Path, domain: &str) -> Result<TlsFiles> {
+fn tls_files(directory: &Path, domain: &str, now: SystemTime) -> Result<TlsFiles> {
     let read = |name: &str| files::read_if_exists(&directory.join(name));
     let write = |name: &str, text: &str, mode| {
         files::write_atomic(&directory.join(name), text.as_bytes(), mode)
@@ -88,7 +99,7 @@ fn tls_files(directory: &Path, domain: &str) -> Result<TlsFiles> {
         (Some(cert), Some(key)) => (cert, KeyPair::from_pem(&key).context("ca.key is damaged")?),
         _ => {
             let key = KeyPair::generate()?;
-            let cert = ca_params().self_signed(&key)?.pem();
+            let cert = ca_params(now).self_signed(&key)?.pem();
             write("ca.key", &key.serialize_pem(), 0o600)?;
             write("ca.pem", &cert, 0o644)?;
             (cert, key)
@@ -102,22 +113,20 @@ fn tls_files(directory: &Path, domain: &str) -> Result<TlsFiles> {
     {
         return Ok(TlsFiles { ca_cert, cert, key });
     }
-    let made = sign(ca_cert, ca_key, domain)?;
+    let issuer = Issuer::from_ca_cert_pem(&ca_cert, ca_key).context("ca.pem is damaged")?;
+    let (cert, key) = sign(leaf_params(domain, now)?, &issuer)?;
+    let made = TlsFiles { ca_cert, cert, key };
     write("cluster.key", &made.key, 0o600)?;
     write("cluster.pem", &made.cert, 0o644)?;
     write("cluster.domain", domain, 0o600)?;
     Ok(made)
 }
 
-fn sign(ca_cert: String, ca_key: KeyPair, domain: &str) -> Result<TlsFiles> {
-    let issuer = Issuer::from_ca_cert_pem(&ca_cert, ca_key).context("ca.pem is damaged")?;
+/// A certificate with a new key.
+fn sign(params: CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<(String, String)> {
     let key = KeyPair::generate()?;
-    let cert = leaf_params(domain)?.signed_by(&key, &issuer)?.pem();
-    Ok(TlsFiles {
-        ca_cert,
-        cert,
-        key: key.serialize_pem(),
-    })
+    let cert = params.signed_by(&key, issuer)?.pem();
+    Ok((cert, key.serialize_pem()))
 }
 
 /// The cluster's certificate authority, and the domain that its certificate is for.
@@ -140,18 +149,30 @@ impl Authority {
 
     /// Makes a certificate for a domain and everything one level below it, and keeps none of it.
     pub fn issue(&self, domain: &str) -> Result<TlsCert> {
-        let read = |name: &str| {
-            let text = files::read_if_exists(&self.directory.join(name))?;
-            text.with_context(|| format!("there is no {name} in {}", self.directory.display()))
-        };
-        let ca_key = KeyPair::from_pem(&read("ca.key")?).context("ca.key is damaged")?;
-        let made = sign(read("ca.pem")?, ca_key, domain)?;
+        self.signed(leaf_params(domain, SystemTime::now())?)
+    }
+
+    pub(crate) fn signed(&self, params: CertificateParams) -> Result<TlsCert> {
+        let (cert, key) = sign(params, &self.issuer()?)?;
         Ok(TlsCert {
-            ca_cert: made.ca_cert,
-            cert: made.cert,
+            ca_cert: self.read("ca.pem")?,
+            cert,
             pin: String::new(),
-            key: made.key,
+            key,
         })
+    }
+
+    pub(crate) fn issuer(&self) -> Result<Issuer<'static, KeyPair>> {
+        Issuer::from_ca_cert_pem(&self.read("ca.pem")?, self.key()?).context("ca.pem is damaged")
+    }
+
+    pub(crate) fn key(&self) -> Result<KeyPair> {
+        KeyPair::from_pem(&self.read("ca.key")?).context("ca.key is damaged")
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Result<String> {
+        let text = files::read_if_exists(&self.directory.join(name))?;
+        text.with_context(|| format!("there is no {name} in {}", self.directory.display()))
     }
 
     /// Makes `domain` the one that this host starts with, whichever of the `former` ones it is
@@ -172,6 +193,8 @@ impl Authority {
         let lock = std::fs::File::create(self.directory.join("lock"))
             .context("cannot make the lock of the secrets")?;
         lock.lock().context("cannot lock the secrets")?;
+        // Who is stopped between the two makes a pair of its own when it starts, until it does this again.
+        files::remove_all(&self.directory.join("cluster.domain"))?;
         write("cluster.key", &tls.key, 0o600)?;
         write("cluster.pem", &tls.cert, 0o644)?;
         write("cluster.domain", domain, 0o600)?;
@@ -189,8 +212,9 @@ impl Authority {
     }
 }
 
-/// The original's names and its five years; keys are P-256 instead of RSA, which signs faster.
-fn ca_params() -> CertificateParams {
+/// The original's names and its five years; keys are P-256 instead of RSA, which signs faster. A name that is changed
+/// here is another authority's: clusters that were founded before could not renew theirs.
+pub(crate) fn ca_params(now: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::OrganizationName, "Flynn");
     params
@@ -198,11 +222,11 @@ fn ca_params() -> CertificateParams {
         .push(DnType::CommonName, "Flynn cluster authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    set_validity(&mut params);
+    set_validity(&mut params, now);
     params
 }
 
-fn leaf_params(domain: &str) -> Result<CertificateParams> {
+pub(crate) fn leaf_params(domain: &str, now: SystemTime) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(vec![domain.to_owned(), format!("*.{domain}")])
         .with_context(|| format!("no certificate can be made for the domain {domain:?}"))?;
     params.distinguished_name.push(DnType::OrganizationName, "Flynn");
@@ -210,15 +234,14 @@ fn leaf_params(domain: &str) -> Result<CertificateParams> {
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
-    set_validity(&mut params);
+    set_validity(&mut params, now);
     Ok(params)
 }
 
-fn set_validity(params: &mut CertificateParams) {
-    let now = std::time::SystemTime::now();
+fn set_validity(params: &mut CertificateParams, now: SystemTime) {
     // A day back, for clients and hosts whose clocks are behind.
     params.not_before = (now - crate::host_cert::BACKDATED).into();
-    params.not_after = (now + std::time::Duration::from_secs(5 * 365 * 24 * 3600)).into();
+    params.not_after = (now + VALIDITY).into();
 }
 
 #[cfg(test)]

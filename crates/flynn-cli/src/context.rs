@@ -10,6 +10,7 @@ use api::{Controller, Endpoint, Trust};
 use types::{App, Release};
 
 use crate::{
+    authority,
     config::{Cluster, Config},
     failure::{Failure, Result},
     git,
@@ -92,6 +93,13 @@ impl Context {
         }
     }
 
+    /// After a command that spoke to a cluster.
+    pub async fn keep_authority_fresh(&self) {
+        if let Some(target) = self.resolved.get() {
+            authority::keep_fresh(&target.cluster, &target.controller).await;
+        }
+    }
+
     fn target(&self) -> Result<&Target> {
         if let Some(target) = self.resolved.get() {
             return Ok(target);
@@ -143,10 +151,10 @@ impl Context {
 }
 
 pub fn connect(cluster: &Cluster) -> Result<Controller> {
-    let trust = match cluster.tls_pin.is_empty() {
-        true => Trust::System,
-        false => Trust::Pin(cluster.tls_pin.clone()),
-    };
+    connect_trusting(cluster, authority::trust(cluster))
+}
+
+pub fn connect_trusting(cluster: &Cluster, trust: Trust) -> Result<Controller> {
     let endpoint = Endpoint {
         url: cluster.controller_url.clone(),
         key: cluster.key.clone(),

@@ -1,7 +1,7 @@
 //! The cluster's registry of images, as far as commands need it.
 
 use api::{
-    Client, ClientError, Endpoint, Trust,
+    Client, ClientError, Endpoint,
     client::{Method, empty_body, escape},
 };
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use types::ReleaseId;
 
 use crate::{
+    authority,
     config::Cluster,
     failure::{Failure, Result},
     image_archive::{Blob, Image},
@@ -40,14 +41,10 @@ pub fn url(cluster: &Cluster) -> String {
 
 impl Images {
     pub fn new(cluster: &Cluster) -> Result<Images> {
-        let trust = match cluster.tls_pin.is_empty() {
-            true => Trust::System,
-            false => Trust::Pin(cluster.tls_pin.clone()),
-        };
         let client = Client::new(&Endpoint {
             url: url(cluster),
             key: cluster.key.clone(),
-            trust,
+            trust: authority::trust(cluster),
         })?;
         Ok(Images { client })
     }

@@ -7,6 +7,7 @@
 
 mod archive;
 mod attach;
+mod authority;
 mod cli;
 mod commands;
 mod config;
@@ -68,7 +69,10 @@ async fn run() -> Result<i32, Failure> {
     let cli = Cli::from_arg_matches(&matches).map_err(|error| cli::usage_failure(&error))?;
     let context = Context::new(cli.app(), cli.cluster());
     match commands::run(cli.command, &context).await {
-        Ok(status) => Ok(status),
+        Ok(status) => {
+            context.keep_authority_fresh().await;
+            Ok(status)
+        }
         Err(failure) => Err(context.explain(failure).await),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use api::{
     ClientError, Controller, Error,
-    peers::{ClusterView, MemberView, NewToken, TokenView, VoteChange},
+    peers::{AuthorityView, ClusterView, MemberView, NewToken, TokenView, VoteChange},
 };
 use daemon::{Secrets, files};
 use peers::{Membership, Token};
@@ -310,7 +310,29 @@ pub fn report(cluster: &ClusterView, now: Timestamp) -> String {
         };
         text.push_str(&format!("\nfloating address {} {holder}\n", floating.address));
     }
+    if let Some(authority) = &cluster.authority {
+        text.push_str(&certificates(authority, now));
+    }
     text
+}
+
+/// Nothing while there is nothing to do.
+fn certificates(authority: &AuthorityView, now: Timestamp) -> String {
+    if now < authority.renewal_at {
+        return String::new();
+    }
+    let domains = authority.domains_end_at.unwrap_or(authority.ends_at);
+    let end = domains.min(authority.ends_at);
+    let days = |time: Duration| time.as_secs() / 86_400;
+    let when = match end > now {
+        true => format!("end in {} days", days(end.since(now))),
+        false => format!("ended {} days ago", days(now.since(end))),
+    };
+    let reason = match &authority.waits_for {
+        Some(reason) => format!("are not made anew yet: {reason}"),
+        None => "are made anew by the host that leads".to_owned(),
+    };
+    format!("\nthe certificates of the cluster's authority {when}, and {reason}\n")
 }
 
 pub async fn recover(config: &Config) -> Result<()> {
@@ -413,6 +435,7 @@ mod tests {
                 member(5, false, None),
             ],
             floating: vec![],
+            authority: None,
         }
     }
 
@@ -447,6 +470,41 @@ mod tests {
         cluster.floating = vec![view(None)];
         let status = report(&cluster, Timestamp::EPOCH);
         assert!(status.ends_with("is held by nobody just now\n"), "{status}");
+    }
+
+    #[test]
+    fn the_status_says_that_certificates_should_have_been_made_anew_and_why_they_are_not() {
+        let day = Duration::from_secs(86_400);
+        let mut cluster = cluster();
+        let quiet = report(&cluster, Timestamp::EPOCH);
+        let mut check = |days_from_now: u32, waits_for: Option<&str>, expected: &str| {
+            cluster.authority = Some(AuthorityView {
+                ends_at: Timestamp::EPOCH + day * 1_825,
+                domains_end_at: Some(Timestamp::EPOCH + day * 1_900),
+                renewal_at: Timestamp::EPOCH + day * 1_460,
+                waits_for: waits_for.map(str::to_owned),
+            });
+            let text = report(&cluster, Timestamp::EPOCH + day * days_from_now);
+            let last = text.lines().next_back().unwrap_or_default();
+            match expected {
+                "" => assert_eq!(text.lines().count(), quiet.lines().count(), "{text}"),
+                _ => assert_eq!(
+                    last,
+                    format!("the certificates of the cluster's authority {expected}")
+                ),
+            }
+        };
+        check(1_459, None, "");
+        check(
+            1_525,
+            Some("host2 has another version, v1"),
+            "end in 300 days, and are not made anew yet: host2 has another version, v1",
+        );
+        check(
+            1_830,
+            None,
+            "ended 5 days ago, and are made anew by the host that leads",
+        );
     }
 
     #[test]

@@ -161,7 +161,40 @@ pub(crate) fn roots(ca_cert: &str) -> Result<RootCertStore> {
 
 #[cfg(test)]
 mod tests {
+    use rustls::client::danger::ServerCertVerifier;
+
     use super::*;
+
+    /// Whether who trusts `authority` believes a member's certificate, so long from now.
+    fn is_believed(cert: &HostCert, authority: &str, from_now: std::time::Duration) -> bool {
+        let provider = Arc::new(ring::default_provider());
+        let roots = Arc::new(roots(authority).unwrap());
+        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(roots, provider);
+        let certificate = CertificateDer::from_pem_slice(cert.chain.as_bytes()).unwrap();
+        let at = (SystemTime::now() + from_now)
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap();
+        let at = rustls::pki_types::UnixTime::since_unix_epoch(at);
+        let verifier = verifier.build().unwrap();
+        verifier
+            .verify_server_cert(&certificate, &[], &name_of_any(), &[], at)
+            .is_ok()
+    }
+
+    #[test]
+    fn hosts_believe_each_other_when_the_first_certificate_of_their_authority_has_ended() {
+        let year = std::time::Duration::from_secs(365 * 24 * 3600);
+        let dir = tempfile::tempdir().unwrap();
+        let founded = SystemTime::now() - year * 6;
+        let first = daemon::Secrets::open_at(dir.path(), "flynn.test", founded).unwrap();
+        let authority = Authority::new(dir.path());
+        let cert = authority.host_cert(1, "host1", SystemTime::now()).unwrap();
+        let renewed = authority.renewed(&first.tls.ca_cert, daemon::now()).unwrap();
+        for trusted in [&first.tls.ca_cert, &renewed] {
+            assert!(is_believed(&cert, trusted, year / 365));
+            assert!(!is_believed(&cert, trusted, year));
+        }
+    }
 
     #[test]
     fn a_certificate_names_one_member_and_no_other() {

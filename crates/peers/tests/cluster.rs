@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use api::{
@@ -45,13 +45,24 @@ struct Member {
     shutdown: Shutdown,
     internal_key: String,
     address: watch::Sender<String>,
+    /// What it says that it is.
+    version: watch::Sender<&'static str>,
 }
 
 impl Member {
     async fn found() -> Member {
         let directory = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Member::start(directory, listener).await
+        Member::start(directory, listener, api::VERSION).await
+    }
+
+    /// Founded by another version, so long ago.
+    async fn found_by(version: &'static str, ago: Duration) -> Member {
+        let directory = tempfile::tempdir().unwrap();
+        let secrets = StateDir::new(directory.path()).secrets();
+        daemon::Secrets::open_at(&secrets, "flynn.test", SystemTime::now() - ago).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Member::start(directory, listener, version).await
     }
 
     /// Joins by way of another host.
@@ -68,10 +79,10 @@ impl Member {
             state: &StateDir::new(directory.path()),
         })
         .await?;
-        Ok(Member::start(directory, listener).await)
+        Ok(Member::start(directory, listener, api::VERSION).await)
     }
 
-    async fn start(directory: TempDir, listener: TcpListener) -> Member {
+    async fn start(directory: TempDir, listener: TcpListener, version: &'static str) -> Member {
         let state = StateDir::new(directory.path());
         let membership = Membership::read(&state).unwrap();
         let secrets = daemon::Secrets::open(&state.secrets(), "flynn.test").unwrap();
@@ -154,10 +165,12 @@ impl Member {
             shutdown,
             internal_key: secrets.internal_key,
             address,
+            version: watch::channel(version).0,
         };
         tokio::spawn(say_that_it_is_there(
             member.client(),
             host,
+            member.version.subscribe(),
             member.shutdown.clone(),
         ));
         member
@@ -225,6 +238,23 @@ impl Member {
         }
     }
 
+    /// Waits until this host's word of the cluster is as it should be.
+    async fn wait_for(&self, what: &str, is_so: impl Fn(&ClusterView) -> bool) {
+        let began = Instant::now();
+        loop {
+            let cluster = self.cluster().await;
+            if cluster.as_ref().is_ok_and(&is_so) {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "not {what}: {cluster:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn secret(&self, name: &str) -> String {
+        std::fs::read_to_string(self.directory.path().join("secrets").join(name)).unwrap()
+    }
+
     fn leads(&self) -> bool {
         *self.store.leadership().borrow()
     }
@@ -236,8 +266,13 @@ impl Member {
     }
 }
 
-async fn say_that_it_is_there(client: api::Controller, host: HostId, shutdown: Shutdown) {
-    let report = HostReport {
+async fn say_that_it_is_there(
+    client: api::Controller,
+    host: HostId,
+    version: watch::Receiver<&'static str>,
+    shutdown: Shutdown,
+) {
+    let report = || HostReport {
         addr: "127.0.0.1:1113".into(),
         tags: BTreeMap::new(),
         memory_bytes: 0,
@@ -247,11 +282,11 @@ async fn say_that_it_is_there(client: api::Controller, host: HostId, shutdown: S
         underlay: None,
         public_key: None,
         public_addresses: vec![],
-        version: api::VERSION.into(),
+        version: (*version.borrow()).into(),
         started_at: Timestamp::EPOCH,
     };
     while !shutdown.is_cancelled() {
-        let _ = client.report_host(&host, &report).await;
+        let _ = client.report_host(&host, &report()).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
@@ -409,4 +444,56 @@ async fn a_host_that_comes_back_at_another_address_is_found_again() {
         assert!(began.elapsed() < PATIENCE, "{status:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_close_to_its_end_is_renewed_while_the_cluster_runs_and_a_host_joins_afterwards() {
+    let years = Duration::from_secs(365 * 24 * 3600);
+    let first = Member::found_by("v0", years * 9 / 2).await;
+    first.wait_for_voters(1).await;
+    let second = Member::join(&first, &first.token().await, "host2").await.unwrap();
+    let third = Member::join(&second, &first.token().await, "host3")
+        .await
+        .unwrap();
+    let token = first.token().await;
+    first.wait_for_voters(3).await;
+    let reason = |cluster: &ClusterView| cluster.authority.as_ref()?.waits_for.clone();
+    first
+        .wait_for("waiting for the host of another version", |cluster| {
+            reason(cluster).as_deref() == Some("host1 has another version, v0")
+        })
+        .await;
+    let (authority, certificate) = (first.secret("ca.pem"), first.secret("cluster.pem"));
+    assert_eq!(first.client().ca_cert().await.unwrap(), authority);
+
+    first.version.send_replace(api::VERSION);
+    let now = daemon::now();
+    let is_renewed = |cluster: &ClusterView| {
+        let authority = cluster.authority.as_ref();
+        authority.is_some_and(|authority| authority.waits_for.is_none() && authority.renewal_at > now)
+    };
+    first.wait_for("renewed", is_renewed).await;
+    // With the token of before, by way of a host that has heard of it or has not.
+    let fourth = Member::join(&third, &token, "host4").await.unwrap();
+    fourth.wait_for("told of the renewal", is_renewed).await;
+    fourth.create("after").await.unwrap();
+    let renewed = first.client().ca_cert().await.unwrap();
+    assert_ne!(renewed, authority);
+    let began = Instant::now();
+    for member in [&first, &second, &third, &fourth] {
+        let has_all = || {
+            let state = member.store.read().state;
+            state.authority.certificate.as_ref() == Some(&renewed)
+                && member.secret("cluster.pem") != certificate
+        };
+        while !has_all() {
+            assert!(began.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(member.client().ca_cert().await.unwrap(), renewed);
+        assert_eq!(member.secret("cluster.pem"), first.secret("cluster.pem"));
+        // What the cluster is known by, and what the addresses of jobs are made from.
+        assert_eq!(member.secret("ca.pem"), authority);
+    }
+    assert_eq!(first.apps().await, ["after"]);
 }

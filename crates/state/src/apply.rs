@@ -102,6 +102,7 @@ impl State {
                 digest,
             } => self.put_content(at, name, app, after, digest),
             Change::Settings { change } => self.change_settings(change),
+            Change::Authority { change } => self.change_authority(at, change),
             Change::PutBackup { backup } => self.put_backup(at, backup),
             Change::Restore { rows, host } => self.restore(rows, &host),
             Change::PutHost { host } => self.put_host(at, host),

@@ -208,6 +208,11 @@ pub enum Change {
         change: crate::SettingsChange,
     },
 
+    /// What the cluster's authority has made anew.
+    Authority {
+        change: crate::AuthorityChange,
+    },
+
     /// How far a backup of the cluster has come.
     PutBackup {
         backup: types::ClusterBackup,

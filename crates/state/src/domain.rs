@@ -61,6 +61,7 @@ impl State {
         migration.finished_at = Some(at);
         let migration = Arc::new(migration);
         self.domain_migrations.insert(id, migration.clone());
+        self.forget_renewed(&migration.domain);
         let mut routes: Vec<_> = self
             .routes
             .values()

@@ -41,6 +41,7 @@ struct Image {
     domain_migrations: Vec<Arc<DomainMigration>>,
     named_artifacts: Vec<(ArtifactId, Timestamp)>,
     settings: Arc<types::Settings>,
+    authority: Arc<types::Authority>,
     last_backup: Option<Arc<types::ClusterBackup>>,
     members: Vec<Arc<types::Member>>,
     tokens: Vec<Arc<types::JoinToken>>,
@@ -75,6 +76,7 @@ impl State {
             domain_migrations: self.domain_migrations.values().cloned().collect(),
             named_artifacts: self.named_artifacts.iter().map(|(id, at)| (*id, *at)).collect(),
             settings: self.settings.clone(),
+            authority: self.authority.clone(),
             last_backup: self.last_backup.clone(),
             members: self.members.values().cloned().collect(),
             tokens: self.tokens.values().cloned().collect(),
@@ -146,6 +148,7 @@ impl State {
                 .collect(),
             named_artifacts: image.named_artifacts.into_iter().collect(),
             settings: image.settings,
+            authority: image.authority,
             last_backup: image.last_backup,
             members: image.members.into_iter().map(|row| (row.node, row)).collect(),
             tokens: image

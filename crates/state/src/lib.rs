@@ -12,6 +12,7 @@
 
 mod apply;
 mod apps;
+mod authority;
 mod backups;
 mod collect;
 mod command;
@@ -40,6 +41,7 @@ use types::{
     Resource, ResourceId, Route, RouteId, ScaleRequest, ScaleRequestId, Table, Timestamp,
 };
 
+pub use authority::{AuthorityChange, RENEWED_BEFORE_END, Renewal};
 pub use collect::{ARTIFACT_GRACE, DeletedRelease};
 pub use command::{Applied, Change, Command, JobChange, Outcome, Rejection};
 pub use event::{DeletedApp, StateEvent, Subject};
@@ -93,6 +95,8 @@ pub struct State {
     /// When an artifact that was there already was last asked for by its uri.
     pub named_artifacts: OrdMap<ArtifactId, Timestamp>,
     pub settings: std::sync::Arc<types::Settings>,
+    /// What the cluster's authority has made anew.
+    pub authority: std::sync::Arc<types::Authority>,
     pub last_backup: Option<std::sync::Arc<types::ClusterBackup>>,
     pub members: Table<u64, types::Member>,
     /// By hash.

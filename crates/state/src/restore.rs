@@ -94,6 +94,10 @@ impl State {
         if *rows.settings != types::Settings::default() {
             self.settings = rows.settings.clone();
         }
+        // Of the same key: secrets were restored with it.
+        if *rows.authority != types::Authority::default() {
+            self.authority = rows.authority.clone();
+        }
         if rows.last_backup.is_some() {
             self.last_backup = rows.last_backup.clone();
         }

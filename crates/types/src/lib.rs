@@ -9,6 +9,7 @@
 
 mod app;
 mod artifact;
+mod authority;
 mod backup;
 mod content;
 mod deployment;
@@ -37,6 +38,7 @@ pub use app::{App, DEFAULT_DEPLOY_TIMEOUT_S, META_GC_RELEASES_MAX, META_LINKS, S
 pub use artifact::{
     Artifact, ArtifactType, Digest, Entrypoint, ImageHealthcheck, ImageManifest, Layer, Platform, Rootfs,
 };
+pub use authority::Authority;
 pub use backup::{BackupStatus, ClusterBackup};
 pub use content::Content;
 pub use deployment::{Deployment, DeploymentStatus};

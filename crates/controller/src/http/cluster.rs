@@ -24,7 +24,7 @@ use super::{
     error::Failure,
     parse_id,
 };
-use crate::{Controller, domain, membership::candidates};
+use crate::{Controller, authority, domain, membership::candidates};
 
 /// A token for longer than this would lie around.
 const TTL_S_MAX: u64 = 7 * 24 * 3600;
@@ -48,6 +48,7 @@ pub async fn show(Extract(controller): Shared) -> Json<ClusterView> {
         applied_index: status.applied_index,
         members: members.collect(),
         floating: floating(&controller),
+        authority: authority::view(&controller),
     })
 }
 

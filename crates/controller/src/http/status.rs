@@ -12,6 +12,7 @@ use http::header;
 use types::Host;
 
 use super::Shared;
+use crate::authority;
 
 pub async fn status(Extract(controller): Shared) -> Response {
     // Indented, with a newline at the end, as the original's were.
@@ -29,7 +30,7 @@ pub async fn status(Extract(controller): Shared) -> Response {
 pub async fn ca_cert(Extract(controller): Shared) -> Response {
     (
         [(header::CONTENT_TYPE, "application/x-x509-ca-cert")],
-        controller.config.ca_cert.clone(),
+        authority::certificate(&controller.state(), &controller.config),
     )
         .into_response()
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{cluster_backup, log_sink, migrate_domain};
 use crate::{
+    authority,
     config::{self, Cluster, Config},
     context::{self, Context},
     failure::{Failure, Result},
@@ -256,7 +257,8 @@ impl Add {
             image_url: self.image_url.clone().unwrap_or_else(|| of_domain("images")),
             docker_push_url: self.docker_push_url.clone().unwrap_or_default(),
         };
-        let controller = context::connect(&cluster)?;
+        // By what is given here alone: a file of an authority may be of another cluster that had this name.
+        let controller = context::connect_trusting(&cluster, authority::given(&cluster))?;
         let ca_cert = controller.ca_cert().await?;
         // The authority is given to anybody; a list shows whether the key is the right one.
         controller
@@ -275,9 +277,9 @@ impl Add {
                 failure => failure,
             })?;
 
+        let path = config::ca_cert_path(&self.name)?;
+        config::write_private(&path, ca_cert.as_bytes())?;
         if !self.no_git {
-            let path = config::ca_cert_path(&self.name)?;
-            config::write_private(&path, ca_cert.as_bytes())?;
             let program = std::env::current_exe()
                 .map_err(|error| Failure::new(format!("cannot find this program's own path: {error}")))?;
             git::configure_server(&cluster.git_url, &path, &program)?;

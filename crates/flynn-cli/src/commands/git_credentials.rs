@@ -5,7 +5,9 @@ use std::io::Read;
 use clap::ValueEnum;
 
 use crate::{
+    authority,
     config::{Cluster, Config},
+    context,
     failure::{Failure, Result},
     output,
 };
@@ -35,7 +37,7 @@ enum Operation {
 }
 
 impl Args {
-    pub fn run(self) -> Result<()> {
+    pub async fn run(self) -> Result<()> {
         // The keys are in the configuration: there is nothing to store or erase.
         let Operation::Get = self.operation else {
             return Ok(());
@@ -45,24 +47,32 @@ impl Args {
             .take(64 << 10)
             .read_to_string(&mut question)
             .map_err(|error| Failure::new(format!("git's question cannot be read: {error}")))?;
-        output::print(&answer(&question, &Config::load()?.clusters));
+        let clusters = Config::load()?.clusters;
+        let Some(cluster) = asked_for(&question, &clusters) else {
+            return Ok(());
+        };
+        output::print(&answer(cluster));
+        // Some use git and nothing else.
+        if let Ok(controller) = context::connect(cluster) {
+            authority::keep_fresh(cluster, &controller).await;
+        }
         Ok(())
     }
 }
 
-fn answer(question: &str, clusters: &[Cluster]) -> String {
+/// The cluster whose git server git asks about.
+fn asked_for<'a>(question: &str, clusters: &'a [Cluster]) -> Option<&'a Cluster> {
     let field = |name: &str| {
         question
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
     };
-    let (Some(protocol), Some(host)) = (field("protocol"), field("host")) else {
-        return String::new();
-    };
-    let asked = format!("{protocol}://{host}");
-    let Some(cluster) = clusters.iter().find(|cluster| origin(&cluster.git_url) == asked) else {
-        return String::new();
-    };
+    let asked = format!("{}://{}", field("protocol")?, field("host")?);
+    clusters.iter().find(|cluster| origin(&cluster.git_url) == asked)
+}
+
+fn answer(cluster: &Cluster) -> String {
+    let (protocol, host) = origin(&cluster.git_url).split_once("://").unwrap_or_default();
     format!(
         "protocol={protocol}\nhost={host}\nusername=user\npassword={}\n",
         cluster.key
@@ -89,7 +99,9 @@ mod tests {
             key: "other".into(),
             ..Cluster::default()
         };
-        assert_eq!(answer(question, &[unset, cluster]), expected, "{question}");
+        let clusters = [unset, cluster];
+        let answered = asked_for(question, &clusters).map(answer).unwrap_or_default();
+        assert_eq!(answered, expected, "{question}");
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub async fn run(command: Command, context: &Context) -> Result<i32> {
         Command::Build(args) => args.run(context).await,
         Command::Docker(args) => args.run(context).await,
         Command::Image(args) => args.run(context).await,
-        Command::GitCredentials(args) => args.run(),
+        Command::GitCredentials(args) => args.run().await,
         Command::Completions(args) => args.run(),
         Command::Man(args) => args.run(),
         Command::Version(args) => args.run(),

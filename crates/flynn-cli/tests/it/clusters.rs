@@ -89,6 +89,38 @@ fn a_removed_cluster_leaves_nothing_behind() {
 }
 
 #[test]
+fn what_the_clusters_authority_signed_later_is_as_good_as_what_was_pinned() {
+    let (fake, foreign) = (Fake::start_tls(), Fake::start_tls());
+    let bench = Bench::empty();
+    for (name, fake) in [("one", &fake), ("two", &foreign)] {
+        let domain = format!("flynn.localhost:{}", fake.address.port());
+        bench.transcript(&[&format!("cluster add -p {} {name} {domain} {KEY}", fake.pin)]);
+    }
+    let config = bench.config();
+    let kept = bench.home().join(".flynn/ca-certs/one.pem");
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap();
+    let authority = read(&kept);
+    let other_pin = "KGCENkp53YF5OvOKkZIry71+czFRkSw2ZdMszZ/0ljs=";
+    bench.write_config(&config.replace(&fake.pin, other_pin));
+    assert_eq!(
+        bench.transcript(&["-c one apps"]),
+        "$ flynn -c one apps\nID  NAME\n"
+    );
+    std::fs::copy(bench.home().join(".flynn/ca-certs/two.pem"), &kept).unwrap();
+    let refused = bench.transcript(&["-c one apps"]);
+    assert!(refused.contains("certificate"), "{refused}");
+
+    // Old enough to be asked for again.
+    bench.write_config(&config);
+    let days = std::time::Duration::from_secs(24 * 3600) * 40;
+    let file = std::fs::File::options().write(true).open(&kept).unwrap();
+    file.set_modified(std::time::SystemTime::now() - days).unwrap();
+    drop(file);
+    bench.transcript(&["-c one apps"]);
+    assert_eq!(read(&kept), authority);
+}
+
+#[test]
 fn a_cluster_that_is_not_what_it_should_be_is_not_added() {
     let fake = Fake::start_tls();
     let bench = Bench::empty();

@@ -13,7 +13,7 @@ pub fn operations() -> Vec<Operation> {
         get("/.well-known/status", "Whether the controller works").gives::<StatusAnswer>(json!(
             {"data": {"status": "healthy", "version": "v0.1.0", "detail": {"revision": 170}}}
         )),
-        get("/ca-cert", "The certificate of the cluster's own authority")
+        get("/ca-cert", "The newest certificate of the cluster's own authority")
             .open()
             .gives_bytes(
                 "application/x-x509-ca-cert",

@@ -63,6 +63,7 @@ pub fn operations() -> Vec<Operation> {
             "node": 1, "leader": 1, "term": 3, "last_index": 41, "applied_index": 41,
             "members": [{"member": member(), "is_voter": true, "is_follower": false}],
             "floating": [{"address": "192.0.2.7/24", "holder": "host0"}],
+            "authority": {"ends_at": example::TIME, "domains_end_at": example::TIME, "renewal_at": example::TIME},
         })),
         put("/internal/cluster/bucket", "Gives the cluster a bucket, if it works")
             .takes::<Bucket>(json!({
