@@ -1,8 +1,8 @@
 //! What the platform takes while nothing happens. `script/bench-idle` builds what this needs and calls
 //! it with the seconds of each look.
 //!
-//! Counted is everything but the apps' own processes: supervisor, daemon, router, and for each job its
-//! shim and the container's first process. Memory is the sum of proportional set sizes, so that pages
+//! Counted is everything but the apps' own processes: supervisor, daemon, router (its keeper and the process that
+//! serves), tunnel, and for each job its shim and the container's first process. Memory is the sum of proportional set sizes, so that pages
 //! which processes share count once.
 
 use std::{collections::BTreeMap, fs, time::Duration};
@@ -64,18 +64,18 @@ fn look(cluster: &Cluster, what: &str, seconds: u64) -> Result<()> {
     let before: Vec<Duration> = parts.values().map(|pids| busy(pids)).collect::<Result<_>>()?;
     std::thread::sleep(Duration::from_secs(seconds));
     println!("\n{what}, {seconds} s, load average {}", measure::load_average());
-    println!("{:12} processes   PSS kB   % of a core", "");
+    println!("{:14} processes   PSS kB   % of a core", "");
     let (mut memory_total, mut share_total, mut processes) = (0, 0.0, 0);
     for ((name, pids), before) in parts.iter().zip(before) {
         let memory: u64 = pids.iter().map(|pid| memory_kb(*pid)).sum::<Result<_>>()?;
         let share = (busy(pids)?.saturating_sub(before)).as_secs_f64() / seconds as f64 * 100.0;
-        println!("{name:12} {:9} {memory:8} {share:13.2}", pids.len());
+        println!("{name:14} {:9} {memory:8} {share:13.2}", pids.len());
         memory_total += memory;
         share_total += share;
         processes += pids.len();
     }
     println!(
-        "{:12} {processes:9} {memory_total:8} {share_total:13.2}   = {:.1} MB",
+        "{:14} {processes:9} {memory_total:8} {share_total:13.2}   = {:.1} MB",
         "all",
         memory_total as f64 / 1000.0
     );
@@ -90,6 +90,10 @@ fn parts(cluster: &Cluster) -> Result<BTreeMap<&'static str, Vec<i32>>> {
     let mut parts: BTreeMap<&'static str, Vec<i32>> = BTreeMap::new();
     for name in ["supervisor", "daemon", "router"] {
         parts.insert(name, vec![cluster.pid(name).context(name)?]);
+    }
+    // The keeper of the router's sockets has been counted; the tunnel is there where hosts may come.
+    for name in ["router-serving", "tunnel"] {
+        parts.insert(name, cluster.pid(name).into_iter().collect());
     }
     parts.insert("shims", cluster.shims());
     parts.insert("inits", cluster.contained().into_iter().filter(is_ours).collect());

@@ -50,13 +50,12 @@ impl About {
         *self.tags.write().expect("nothing panics while it holds this") = tags;
     }
 
-    fn report(&self, memory_bytes: i64) -> HostReport {
-        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
+    fn report(&self, memory_bytes: i64, cpu_milli: i64) -> HostReport {
         HostReport {
             addr: self.addr.clone(),
             tags: self.tags(),
             memory_bytes,
-            cpu_milli: cpus as i64 * 1000,
+            cpu_milli,
             gateway: Some(self.gateway),
             subnet: Some(self.subnet.to_string()),
             underlay: self.underlay,
@@ -78,13 +77,14 @@ pub async fn run(agent: Arc<Agent>, about: About) {
 }
 
 async fn heartbeat(agent: &Agent, about: &About, came_back: &Notify) {
-    let memory_bytes = memory_bytes();
+    // Once: finding out takes a dozen system calls.
+    let (memory_bytes, cpu_milli) = (memory_bytes(), cpu_milli());
     let mut tick = tokio::time::interval(HEARTBEAT);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_up = None;
     loop {
         tick.tick().await;
-        let report = about.report(memory_bytes);
+        let report = about.report(memory_bytes, cpu_milli);
         let call = agent.controller.report_host(&agent.host, &report);
         let failure = match tokio::time::timeout(ANSWER_PATIENCE, call).await {
             Ok(Ok(())) => None,
@@ -152,6 +152,12 @@ async fn listen(agent: &Arc<Agent>) -> bool {
         }
     }
     has_heard
+}
+
+/// Of those that this process may use.
+fn cpu_milli() -> i64 {
+    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
+    cpus as i64 * 1000
 }
 
 /// Of the machine; 0 where it cannot be told.

@@ -6,7 +6,7 @@
 //! is fetched there and stays for as long as anything in the cluster names it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -193,7 +193,7 @@ impl Controller {
             Ok(None) => self.fetch_stack(&path).await,
             Err(_) => None,
         };
-        digests_in(&text.unwrap_or_default())
+        layers_of(&text.unwrap_or_default())
     }
 
     async fn fetch_stack(&self, path: &std::path::Path) -> Option<String> {
@@ -218,10 +218,18 @@ impl Controller {
     }
 }
 
-/// Every digest that a text names, whatever its form.
-fn digests_in(text: &str) -> Vec<Digest> {
-    let words = text.split(|c: char| !c.is_ascii_alphanumeric());
-    words.filter_map(|word| word.parse().ok()).collect()
+/// Of all images that the list is of. What else stands there, such as the digest of their recipe, is no layer, and no
+/// host would have it.
+fn layers_of(stack: &str) -> Vec<Digest> {
+    let stack: serde_json::Value = serde_json::from_str(stack).unwrap_or_default();
+    let images = stack.as_object().into_iter().flat_map(serde_json::Map::values);
+    let layers = images
+        .filter_map(|image| image.get("layers")?.as_array())
+        .flatten();
+    let digests: BTreeSet<Digest> = layers
+        .filter_map(|layer| layer.get("id")?.as_str()?.parse().ok())
+        .collect();
+    digests.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -229,9 +237,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_are_found_in_any_text() {
-        let digest = "ab".repeat(32);
-        let text = format!("{{\"run\": \"{digest}\", \"x\": \"{}\"}}", "z".repeat(64));
-        assert_eq!(digests_in(&text), [digest.parse().unwrap()]);
+    fn a_list_of_base_images_names_layers_and_other_things() {
+        let [one, two, recipe] = ["1", "2", "3"].map(|digit| digit.repeat(64));
+        let text = format!(
+            r#"{{"run": {{"layers": [{{"id": "{one}", "length": 7}}]}},
+                 "build": {{"layers": [{{"id": "{one}"}}, {{"id": "{two}"}}]}},
+                 "recipe": "{recipe}"}}"#
+        );
+        let expected: Vec<Digest> = vec![one.parse().unwrap(), two.parse().unwrap()];
+        assert_eq!(layers_of(&text), expected);
+        assert_eq!(layers_of(""), []);
     }
 }

@@ -22,6 +22,8 @@ use crate::Controller;
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// How long hosts may take to find a new leader, beyond that.
 const FIRST_WORD_MAX: Duration = Duration::from_secs(2);
+/// Between two looks; what could not be written is tried again then.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub struct Liveness {
@@ -46,10 +48,11 @@ impl Liveness {
         *self.heard() = hosts.map(|host| (host, now)).collect();
     }
 
-    /// Whether hosts still look for who leads.
-    fn has_just_begun(&self) -> bool {
+    /// For how long hosts may still look for who leads.
+    fn first_words(&self) -> Duration {
         let began = *self.began.lock().expect("no panic while held");
-        began.is_none_or(|began| began.elapsed() < SILENCE_MAX + FIRST_WORD_MAX)
+        let since = began.map_or(Duration::ZERO, |began| began.elapsed());
+        (SILENCE_MAX + FIRST_WORD_MAX).saturating_sub(since)
     }
 
     fn heard(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostId, Instant>> {
@@ -101,7 +104,7 @@ impl Controller {
 
 pub async fn run(controller: Controller, shutdown: Shutdown) {
     let mut leadership = controller.store.leadership();
-    let mut timer = tokio::time::interval(Duration::from_millis(500));
+    let mut pause = Duration::ZERO;
     let mut leads = false;
     loop {
         tokio::select! {
@@ -110,14 +113,14 @@ pub async fn run(controller: Controller, shutdown: Shutdown) {
                     return;
                 }
             }
-            _ = timer.tick(), if leads => {}
+            _ = tokio::time::sleep(pause), if leads => {}
             _ = shutdown.cancelled() => return,
         }
         if std::mem::replace(&mut leads, *leadership.borrow_and_update()) != leads && leads {
             controller.begin_to_lead();
         }
         if leads {
-            look(&controller).await;
+            pause = look(&controller).await.max(PAUSE_MIN);
         }
     }
 }
@@ -131,10 +134,13 @@ impl Controller {
     }
 }
 
-async fn look(controller: &Controller) {
-    if controller.hosts.has_just_begun() {
-        return;
+/// How long nobody can be missed now, whatever is heard meanwhile.
+async fn look(controller: &Controller) -> Duration {
+    let first_words = controller.hosts.first_words();
+    if !first_words.is_zero() {
+        return first_words;
     }
+    let mut pause = SILENCE_MAX;
     let hosts: Vec<Arc<Host>> = controller.state().hosts.values().cloned().collect();
     for host in hosts.iter().filter(|host| host.state == HostState::Up) {
         let Some(silence) = controller.hosts.silence(&host.id) else {
@@ -142,7 +148,8 @@ async fn look(controller: &Controller) {
             controller.hosts.hear(host.id.clone());
             continue;
         };
-        if silence <= SILENCE_MAX {
+        pause = pause.min(SILENCE_MAX.saturating_sub(silence));
+        if silence < SILENCE_MAX {
             continue;
         }
         tracing::warn!(host = %host.id, "host is silent");
@@ -155,4 +162,5 @@ async fn look(controller: &Controller) {
             tracing::warn!(%error, "cannot note that a host is silent");
         }
     }
+    pause
 }

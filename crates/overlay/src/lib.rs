@@ -43,6 +43,7 @@ pub mod elements;
 mod error;
 pub mod floating;
 mod forwarding;
+mod generation;
 mod lease;
 pub mod map;
 mod netlink;

@@ -20,7 +20,7 @@ use crate::plan::{self, Attachment, Plan};
 use crate::survey::{self, Mtu};
 use crate::{
     Attached, Config, Destination, Error, Finding, Former, Lease, Leases, Peer, Prefix6, diagnose,
-    forwarding, nft, peers, ruleset,
+    forwarding, generation, nft, peers, ruleset,
 };
 
 /// Of the route that ends what is for no known host: so high that whatever else leads there counts before it.
@@ -45,6 +45,8 @@ struct Wanted {
 struct Kernel {
     elements: Option<Elements>,
     hosts: Option<BTreeMap<String, Peer>>,
+    /// The state of the rules in which the table was last found to be whole.
+    whole: Option<u32>,
 }
 
 impl Network {
@@ -76,6 +78,7 @@ impl Network {
             kernel: tokio::sync::Mutex::new(Kernel {
                 elements: Some(plan.elements),
                 hosts: Some(map.hosts.clone()),
+                whole: None,
             }),
             wanted: Mutex::new(Wanted { leases, map }),
         })
@@ -84,20 +87,33 @@ impl Network {
     /// Puts back what something else on the machine took away: the table (Debian's `nftables.service` flushes every
     /// table when it is restarted), forwarding, the gateway's interface. `true` if anything had to be done.
     ///
-    /// Meant to be called every few seconds; looking costs one run of `nft` (4 ms).
+    /// Meant to be called every few seconds; looking costs next to nothing, and one run of `nft` (4 ms) where
+    /// anybody has changed rules since.
     pub async fn repair(&self) -> Result<bool, Error> {
         let mut kernel = self.kernel.lock().await;
         let config = self.config.clone();
-        let is_whole = ruleset::is_complete(&self.config, &nft::chains().await?)
-            && forwarding::ipv4()?
-            && (self.config.ipv6.is_none() || forwarding::ipv6()?)
-            && on_own_thread(move || {
-                are_interfaces_there(&config).map_err(Error::kernel("looking for the network's interfaces"))
-            })
-            .await?;
-        if is_whole {
-            return Ok(false);
+        // The state first: what is changed while it is looked at is another one.
+        let (state, are_interfaces_there) = on_own_thread(move || {
+            let are_there = are_interfaces_there(&config);
+            let are_there = are_there.map_err(Error::kernel("looking for the network's interfaces"))?;
+            Ok((generation::generation().ok(), are_there))
+        })
+        .await?;
+        if state.is_none() || state != kernel.whole {
+            let is_whole = ruleset::is_complete(&self.config, &nft::chains().await?);
+            kernel.whole = state.filter(|_| is_whole);
+            if !is_whole {
+                return self.make_anew(kernel).await;
+            }
         }
+        let forwards = forwarding::ipv4()? && (self.config.ipv6.is_none() || forwarding::ipv6()?);
+        match are_interfaces_there && forwards {
+            true => Ok(false),
+            false => self.make_anew(kernel).await,
+        }
+    }
+
+    async fn make_anew(&self, mut kernel: tokio::sync::MutexGuard<'_, Kernel>) -> Result<bool, Error> {
         let (plan, leases, hosts) = {
             let wanted = self.wanted();
             let plan = plan::plan(&self.config, &wanted.leases, &wanted.map, self.former);

@@ -30,14 +30,16 @@ struct Spare {
     fewest: usize,
 }
 
-/// Frees what was not needed since the last call. For the thread's tick.
-pub fn trim() {
+/// Frees what was not needed since the last call; whether it is down to what stays in quiet times. For the
+/// thread's tick.
+pub fn trim() -> bool {
     SPARE.with_borrow_mut(|spare| {
         let unused = spare.fewest.saturating_sub(SPARE_QUIET);
         let keep = spare.buffers.len().saturating_sub(unused);
         spare.buffers.truncate(keep);
         spare.fewest = keep;
-    });
+        keep <= SPARE_QUIET
+    })
 }
 
 /// Bytes that were read and not yet consumed.

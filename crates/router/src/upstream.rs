@@ -61,6 +61,10 @@ impl Pool {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.kept.borrow().is_empty()
+    }
+
     /// Closes those that are old, closed by the other side, or lead to a backend that is gone.
     pub fn sweep(&self, age_max: Duration, is_wanted: impl Fn(&SocketAddr) -> bool) {
         self.kept.borrow_mut().retain(|addr, connections| {

@@ -1,7 +1,8 @@
 //! Deadlines of many connections at the price of one timer.
 //!
 //! Each connection notes until when it may wait; the worker's tick looks at all of them a few times
-//! a second and wakes those whose time is up. A timer per wait would cost more than the request.
+//! a second and wakes those whose time is up. A timer per wait would cost more than the request. With nothing
+//! to look at the tick rests, so that an idle router sleeps: the first new watch wakes it.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -9,6 +10,7 @@ use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 const NEVER: u64 = u64::MAX;
 
@@ -101,6 +103,9 @@ impl Watch {
 pub struct Watches {
     begin: Instant,
     all: RefCell<Vec<Weak<Watch>>>,
+    /// Nobody sweeps until the next is added.
+    is_resting: Cell<bool>,
+    added: Notify,
 }
 
 impl Watches {
@@ -108,6 +113,8 @@ impl Watches {
         Watches {
             begin: Instant::now(),
             all: RefCell::default(),
+            is_resting: Cell::new(false),
+            added: Notify::new(),
         }
     }
 
@@ -119,7 +126,23 @@ impl Watches {
             waker: RefCell::default(),
         });
         self.all.borrow_mut().push(Rc::downgrade(&watch));
+        if self.is_resting.replace(false) {
+            self.added.notify_one();
+        }
         watch
+    }
+
+    /// None is there, as of the last [`Watches::sweep`].
+    pub fn is_empty(&self) -> bool {
+        self.all.borrow().is_empty()
+    }
+
+    /// Until the next is added. The caller does not sweep meanwhile.
+    pub async fn rest(&self) {
+        self.is_resting.set(self.is_empty());
+        if self.is_resting.get() {
+            self.added.notified().await;
+        }
     }
 
     /// Wakes those whose time is up, and forgets those that are gone.
@@ -144,5 +167,27 @@ impl Watches {
                 watch.wake();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::{FutureExt, poll};
+    use std::pin::pin;
+
+    #[tokio::test]
+    async fn the_rest_lasts_until_there_is_something_to_watch() {
+        let watches = Watches::new();
+        let mut rest = pin!(watches.rest());
+        assert_eq!(poll!(&mut rest), Poll::Pending);
+        let watch = watches.add();
+        assert_eq!(poll!(&mut rest), Poll::Ready(()));
+        watches.sweep();
+        assert!(watches.rest().now_or_never().is_some(), "it is still there");
+        drop(watch);
+        assert!(!watches.is_empty(), "nobody has looked");
+        watches.sweep();
+        assert!(watches.rest().now_or_never().is_none());
     }
 }

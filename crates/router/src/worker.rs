@@ -117,6 +117,7 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut sweeps = Instant::now();
     let mut drained_by: Option<Instant> = None;
+    let mut is_resting = false;
     let timeouts = worker.config.timeouts.clone();
     loop {
         tokio::select! {
@@ -124,9 +125,11 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
                 if changed.is_ok() {
                     let live = start.tables.borrow_and_update().clone();
                     worker.take_over(live);
+                    is_resting = false;
                 }
             }
-            _ = tick.tick() => {
+            () = worker.watches.rest(), if is_resting => is_resting = false,
+            _ = tick.tick(), if !is_resting => {
                 worker.watches.sweep();
                 if let Some(log) = &worker.log {
                     log.flush();
@@ -136,7 +139,7 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
                     let table = worker.table();
                     worker.pool.sweep(worker.config.timeouts.backend_idle, |addr| table.live.has(addr));
                     worker.open_extra();
-                    buffer::trim();
+                    is_resting = buffer::trim() && drained_by.is_none() && worker.has_nothing_to_watch();
                 }
                 match drained_by {
                     Some(limit) if worker.connections.get() == 0 || Instant::now() >= limit => break,
@@ -151,6 +154,7 @@ async fn serve(mut start: Start) -> std::io::Result<()> {
                 worker.is_stopping.set(true);
                 worker.stopping.notify_waiters();
                 drained_by = Some(Instant::now() + timeouts.drain);
+                is_resting = false;
             }
         }
     }
@@ -194,6 +198,12 @@ impl Worker {
         write!(rest, "{}", ip.to_canonical()).expect("an address is shorter");
         let left = rest.len();
         out.put(&text[..text.len() - left]);
+    }
+
+    /// No connection, none kept to a backend, no port to try again. What a connection logs is handed over by the
+    /// tick that finds it gone.
+    fn has_nothing_to_watch(&self) -> bool {
+        self.watches.is_empty() && self.pool.is_empty() && self.refused_ports.borrow().is_empty()
     }
 
     fn tick(&self) -> Duration {

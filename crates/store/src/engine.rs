@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::compaction::Compaction;
 use crate::consensus::{Answer, Proposal, Raft, Types};
 use crate::durable;
@@ -39,9 +40,6 @@ const SNAPSHOT_SEND_MAX: Duration = Duration::from_secs(120);
 
 /// How long a write may wait for most of the voters; it may still be carried out after that.
 const WRITE_MAX: Duration = Duration::from_secs(10);
-
-/// How often a leader looks whether most of the voters have answered lately.
-const QUORUM_LOOK: Duration = Duration::from_millis(200);
 
 /// How long a new leader without a quorum waits before it asks again whether it has one.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -137,7 +135,7 @@ impl Engine {
         let (leads, leadership) = watch::channel(false);
         let watching = tokio::spawn(watch_leadership(raft.clone(), leads, timing.election_max));
         let (leading, leader) = watch::channel(None);
-        let ticking = tokio::spawn(watch_members(raft.clone(), leading));
+        let ticking = tokio::spawn(clock::run(raft.clone(), timing.clone(), leading));
         let compacting = tokio::spawn({
             let compaction = compaction.clone();
             async move { compaction.run(progress).await }
@@ -289,14 +287,12 @@ impl Engine {
 
     /// Waits until the store does not work any more, and says why.
     pub(crate) async fn stopped(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            if let Err(fatal) = &metrics.borrow_watched().running_state {
-                return reason(&self.log, fatal);
-            }
-            if metrics.changed().await.is_err() {
-                return reason(&self.log, &Fatal::Stopped);
-            }
+        // Those of the server end with it, too, and unlike all together do not change with every message.
+        let mut ends = self.raft.server_metrics();
+        while ends.changed().await.is_ok() {}
+        match &self.raft.metrics().borrow_watched().running_state {
+            Err(fatal) => reason(&self.log, fatal),
+            Ok(()) => reason(&self.log, &Fatal::Stopped),
         }
     }
 
@@ -437,28 +433,6 @@ impl Drop for Engine {
     }
 }
 
-/// Lets time pass for openraft only where there is somebody to lead or to follow: its clock is most
-/// of what an idle host has to do, and a group of one neither sends heartbeats nor elects another.
-/// Says who leads, too.
-async fn watch_members(raft: Raft, leader: watch::Sender<Option<u64>>) {
-    let mut metrics = raft.server_metrics();
-    loop {
-        let is_alone = {
-            let metrics = metrics.borrow_and_update();
-            leader.send_if_modified(|known| {
-                std::mem::replace(known, metrics.current_leader) != metrics.current_leader
-            });
-            let membership = metrics.membership_config.membership();
-            let mut nodes = membership.nodes().map(|(id, _)| *id);
-            nodes.next() == Some(metrics.id) && nodes.next().is_none()
-        };
-        raft.runtime_config().tick(!is_alone);
-        if metrics.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Says when this node leads, has applied all that earlier leaders acknowledged, *and* has heard of
 /// most voters lately: openraft's leader goes on believing in itself when it is cut off.
 async fn watch_leadership(raft: Raft, leads: watch::Sender<bool>, silence_max: Duration) {
@@ -466,6 +440,7 @@ async fn watch_leadership(raft: Raft, leads: watch::Sender<bool>, silence_max: D
     // The vote it was elected by, and when it was last known to have a quorum: a lead lost and won
     // again between two looks is another lead.
     let mut ready: Option<(_, Instant)> = None;
+    let mut fresh_for = Duration::ZERO;
     loop {
         let (elected, is_only_voter) = {
             let metrics = metrics.borrow_and_update();
@@ -483,11 +458,13 @@ async fn watch_leadership(raft: Raft, leads: watch::Sender<bool>, silence_max: D
                 let since_asked = asked.elapsed();
                 acked.map_or(since_asked, |acked| since_asked.min(acked.elapsed()))
             });
-            let is_fresh = silence.is_some_and(|silence| is_only_voter || silence < silence_max);
+            fresh_for = silence.map_or(Duration::ZERO, |silence| silence_max.saturating_sub(silence));
+            let is_fresh = ready.is_some() && (is_only_voter || !fresh_for.is_zero());
             if !is_fresh {
                 let asked = raft.ensure_linearizable(ReadPolicy::ReadIndex);
                 if matches!(tokio::time::timeout(silence_max, asked).await, Ok(Ok(_))) {
                     ready = Some((vote, Instant::now()));
+                    fresh_for = silence_max;
                     leads.send_if_modified(|leads| !std::mem::replace(leads, true));
                 } else {
                     if leads.send_if_modified(std::mem::take) {
@@ -507,7 +484,8 @@ async fn watch_leadership(raft: Raft, leads: watch::Sender<bool>, silence_max: D
             if changed.await.is_err() {
                 break;
             }
-        } else if let Ok(Err(_)) = tokio::time::timeout(QUORUM_LOOK, changed).await {
+        } else if let Ok(Err(_)) = tokio::time::timeout(fresh_for, changed).await {
+            // Until then nothing that was heard or not would change the answer.
             break;
         }
     }

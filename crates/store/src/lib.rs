@@ -16,6 +16,7 @@
 //!
 //! This crate does not check who may write, does not speak a network protocol, and decides nothing.
 
+mod clock;
 mod cluster;
 mod compaction;
 mod consensus;

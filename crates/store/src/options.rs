@@ -22,7 +22,9 @@ pub enum Start {
 ///
 /// A follower waits `election_max` after the last sign of the leader and then, by chance, between
 /// `election_min` and `election_max` before it asks for votes: by default the leader is replaced
-/// 1.2 to 1.6 s after its death. Shorter would lose leaders on a machine that is merely busy.
+/// 1.2 to 1.6 s after its last sign. Shorter would lose leaders on a machine that is merely busy. More signs
+/// would not make it sooner, and each costs every host a wake-up: four of them have to be lost before anybody asks
+/// for votes, by a connection that sends again what was lost.
 #[derive(Clone, Debug)]
 pub struct Timing {
     pub heartbeat: Duration,
@@ -33,7 +35,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(100),
+            heartbeat: Duration::from_millis(250),
             election_min: Duration::from_millis(400),
             election_max: Duration::from_millis(800),
         }

@@ -404,17 +404,18 @@ impl Builder {
             .collect())
     }
 
-    async fn round(self: &Arc<Self>, copies: &Copies, rounds: u32) -> Result<(), ClientError> {
-        // What is here first: an app that is created meanwhile must not seem unknown.
-        let here: BTreeSet<AppId> = self.repos.apps().unwrap_or_default().into_iter().collect();
-        let rows: HashMap<AppId, Digest> = self.recorded().await?.into_iter().collect();
+    /// Of those repositories that this host was chosen for.
+    async fn keep_copies(
+        self: &Arc<Self>,
+        copies: &Copies,
+        missing: Vec<(&AppId, &Digest)>,
+    ) -> Result<(), ClientError> {
         let hosts = self.controller.hosts().await?;
         let up = hosts.iter().filter(|host| host.state == HostState::Up);
         let up: Vec<_> = up.map(|host| host.id.clone()).collect();
         let wanted = self.controller.copies().await?;
-        for (app, digest) in &rows {
-            let is_chosen = keepers(&content_name(*app), &up, wanted).contains(&&copies.own);
-            if !is_chosen || (here.contains(app) && copies.has_seen(*app, digest)) {
+        for (app, _) in missing {
+            if !keepers(&content_name(*app), &up, wanted).contains(&&copies.own) {
                 continue;
             }
             match self.repos.of(*app).await {
@@ -424,6 +425,20 @@ impl Builder {
                 },
                 Err(error) => tracing::warn!(%app, error = format!("{error:#}"), "no repository"),
             }
+        }
+        Ok(())
+    }
+
+    async fn round(self: &Arc<Self>, copies: &Copies, rounds: u32) -> Result<(), ClientError> {
+        // What is here first: an app that is created meanwhile must not seem unknown.
+        let here: BTreeSet<AppId> = self.repos.apps().unwrap_or_default().into_iter().collect();
+        let rows: HashMap<AppId, Digest> = self.recorded().await?.into_iter().collect();
+        let missing: Vec<_> = rows
+            .iter()
+            .filter(|(app, digest)| !here.contains(app) || !copies.has_seen(**app, digest))
+            .collect();
+        if !missing.is_empty() {
+            self.keep_copies(copies, missing).await?;
         }
         let unrecorded: Vec<_> = here.iter().filter(|app| !rows.contains_key(app)).collect();
         if unrecorded.is_empty() {

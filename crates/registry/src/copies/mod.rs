@@ -19,7 +19,7 @@ mod index;
 pub mod objects;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -451,21 +451,19 @@ impl Registry {
         Ok(is_complete)
     }
 
-    async fn round(&self, copies: &Copies, rounds: u32) -> anyhow::Result<()> {
-        let here = self.store.repositories()?;
-        let rows = self.controller.contents().await?;
+    /// Of those that this host was chosen for, and their indexes of all that are here.
+    async fn keep_copies(
+        &self,
+        copies: &Copies,
+        missing: Vec<(&types::Content, Repository)>,
+    ) -> anyhow::Result<()> {
         let hosts = self.controller.hosts().await?;
         let up = hosts.iter().filter(|host| host.state == HostState::Up);
         let up: Vec<_> = up.map(|host| host.id.clone()).collect();
         let wanted = self.controller.copies().await?;
-        let mut recorded = BTreeMap::new();
-        for row in &rows {
-            let Some(repository) = self.repository_of(row) else {
-                continue;
-            };
-            recorded.insert(repository.key().to_owned(), ());
+        for (row, repository) in missing {
             let is_chosen = keepers(&row.name, &up, wanted).contains(&&copies.own);
-            if (!is_chosen && !repository.exists()) || copies.is_complete(repository.key(), &row.digest) {
+            if !is_chosen && !repository.exists() {
                 continue;
             }
             self.catch_up(&repository).await?;
@@ -475,6 +473,25 @@ impl Registry {
                 complete.insert(repository.key().to_owned(), row.digest.clone());
             }
         }
+        Ok(())
+    }
+
+    async fn round(&self, copies: &Copies, rounds: u32) -> anyhow::Result<()> {
+        let here = self.store.repositories()?;
+        let rows = self.controller.contents().await?;
+        let (mut recorded, mut missing) = (BTreeSet::new(), vec![]);
+        for row in &rows {
+            let Some(repository) = self.repository_of(row) else {
+                continue;
+            };
+            recorded.insert(repository.key().to_owned());
+            if !copies.is_complete(repository.key(), &row.digest) {
+                missing.push((row, repository));
+            }
+        }
+        if !missing.is_empty() {
+            self.keep_copies(copies, missing).await?;
+        }
         let is_time = rounds.is_multiple_of(ADOPTED_EVERY) && (copies.forward.leads() || rounds > 0);
         if !is_time {
             return Ok(());
@@ -482,7 +499,7 @@ impl Registry {
         let known: BTreeSet<AppId> = self.controller.app_ids().await?.into_iter().collect();
         for repository in here {
             let is_of_app = repository.app().is_some_and(|app| known.contains(&app));
-            if is_of_app && !recorded.contains_key(repository.key()) && !repository.manifests()?.is_empty() {
+            if is_of_app && !recorded.contains(repository.key()) && !repository.manifests()?.is_empty() {
                 // Another host may be first.
                 let _ = self.record(&repository).await;
             }
