@@ -185,7 +185,11 @@ impl World {
                 from,
             } => self.commit(leader, term, *command, from),
             Event::Beat { host, leader, boot } => self.hear(host, leader, boot),
-            Event::Learn { machine, up_to } => self.learn(machine, up_to),
+            Event::Learn { machine, up_to } => {
+                // Entries are a leader's word as much as a heartbeat is.
+                self.machines[machine].heard_leader_at = self.now;
+                self.learn(machine, up_to);
+            }
             Event::Process { machine, boot, job } => self.process_moves(machine, boot, job),
         }
     }
